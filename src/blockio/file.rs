@@ -1,0 +1,63 @@
+use super::{ReadAt, WriteAt};
+use crate::units::Bytes;
+use nix::fcntl::{FallocateFlags, fallocate};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// A plain file.
+#[derive(Debug)]
+pub struct FileIo(pub File);
+
+impl ReadAt for FileIo {
+    fn read_at(&self, buf: &mut [u8], at: Bytes) -> io::Result<()> {
+        self.0.read_exact_at(buf, at.0)
+    }
+
+    fn size(&self) -> io::Result<Bytes> {
+        Ok(Bytes(self.0.metadata()?.len()))
+    }
+}
+
+impl WriteAt for FileIo {
+    fn write_at(&self, data: &[u8], at: Bytes) -> io::Result<()> {
+        self.0.write_all_at(data, at.0)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn set_len(&self, len: Bytes) -> io::Result<()> {
+        self.0.set_len(len.0)
+    }
+
+    fn punch(&self, at: Bytes, len: Bytes) -> io::Result<()> {
+        let out_of_range = |_| io::Error::from(io::ErrorKind::InvalidInput);
+        let start = i64::try_from(at.0).map_err(out_of_range)?;
+        let count = i64::try_from(len.0).map_err(out_of_range)?;
+        if count == 0 {
+            return Ok(());
+        }
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match fallocate(&self.0, flags, start, count) {
+            Err(nix::errno::Errno::EOPNOTSUPP) => self.write_zeros(at, len),
+            other => other.map_err(io::Error::from),
+        }
+    }
+}
+
+impl FileIo {
+    /// For file systems without holes.
+    fn write_zeros(&self, at: Bytes, len: Bytes) -> io::Result<()> {
+        let end = at.0.saturating_add(len.0).min(self.size()?.0);
+        let zeros = vec![0; 1 << 16];
+        let mut next = at.0;
+        while next < end {
+            let part = (end - next).min(zeros.len() as u64);
+            self.0.write_all_at(&zeros[..part as usize], next)?;
+            next += part;
+        }
+        Ok(())
+    }
+}

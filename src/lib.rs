@@ -1,0 +1,8 @@
+//! blockbt keeps container and VM root disks as chains of thin delta files and moves them between hosts with BitTorrent.
+//!
+//! The layers, and which may name which, are listed in `tests/layering.rs`.
+#![deny(unsafe_code)]
+
+pub mod blockio;
+pub mod ids;
+pub mod units;
