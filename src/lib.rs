@@ -3,6 +3,8 @@
 //! The layers, and which may name which, are listed in `tests/layering.rs`.
 #![deny(unsafe_code)]
 
+pub mod bencode;
 pub mod blockio;
+pub mod format;
 pub mod ids;
 pub mod units;
