@@ -3,6 +3,8 @@
 //! Refuses to know who reads and writes it. Invariant: a disk chunk is recorded in the head only after all of its bytes are in the head's
 //! file, so that a flush at any moment commits exceptions and data together; what was not flushed may be lost, never mixed up.
 
+#[cfg(test)]
+mod power_cut;
 mod range_lock;
 #[cfg(test)]
 mod tests;

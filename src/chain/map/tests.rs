@@ -1,17 +1,8 @@
 use super::*;
+use crate::chain::tests::Dice;
 use crate::chain::{diff, union};
 use crate::format::{Extent, file_chunk};
 use crate::units::{ChunkSize, DiskChunk, MAX_DISK};
-
-/// A small generator of numbers, the same on every machine.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) % limit
-    }
-}
 
 fn digest(number: usize) -> Digest {
     Digest([number as u8 + 1; 32])
