@@ -274,7 +274,7 @@ impl Rig {
 
     fn random_change(&self, dice: &mut Dice) {
         let chunk = u64::from(self.shape.chunk.sectors());
-        let count = [1, 3, chunk, 2 * chunk, 3 * chunk + 5][dice.below(5) as usize];
+        let count = [1, 3, chunk, 2 * chunk, 3 * chunk + 5, 18 * chunk][dice.below(6) as usize].min(self.shape.sectors);
         let at = dice.below(self.shape.sectors - count + 1);
         let at = if dice.below(2) == 0 { at - at % chunk } else { at };
         self.change(at, count, dice.below(4) == 0);
@@ -325,7 +325,7 @@ impl Rig {
             let history = self.history.lock().unwrap();
             history.allows(&next.history.lock().unwrap().first, cut)?;
             if generation < 2 && dice.below(4) == 0 {
-                next.work(dice, 6);
+                next.work(dice, 10);
                 next.cut(dice, 6, generation + 1, states)?;
             }
         }
@@ -383,7 +383,7 @@ fn cut_everywhere(hasty: bool, seed: u64) -> Result<usize, String> {
         },
         _ => Shape {
             chunk: ChunkSize::MIN,
-            sectors: 8 * 30 + 1,
+            sectors: 8 * 80 + 1,
             filled: 0,
         },
     };
