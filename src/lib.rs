@@ -4,5 +4,7 @@
 #![deny(unsafe_code)]
 
 pub mod blockio;
+pub mod catalog;
 pub mod ids;
+pub mod store;
 pub mod units;
