@@ -5,7 +5,9 @@
 
 pub mod bencode;
 pub mod blockio;
+pub mod catalog;
 pub mod chain;
 pub mod format;
 pub mod ids;
+pub mod store;
 pub mod units;
