@@ -5,4 +5,5 @@
 
 pub mod blockio;
 pub mod ids;
+pub mod service;
 pub mod units;
