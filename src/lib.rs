@@ -10,4 +10,5 @@ pub mod chain;
 pub mod format;
 pub mod ids;
 pub mod store;
+pub mod service;
 pub mod units;
