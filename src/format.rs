@@ -8,6 +8,7 @@ pub mod crcs;
 pub mod exceptions;
 pub mod head;
 pub mod header;
+pub mod manifest;
 pub mod meta;
 pub mod seal;
 pub mod sealed;
