@@ -11,14 +11,14 @@ use crate::ids::Digest;
 use crate::units::{Bytes, ChunkSize, DiskChunk, SECTOR};
 use std::sync::Arc;
 
-const LARGEST: u64 = 700 << 10;
-
 struct Model {
     dice: Dice,
     layers: Vec<(Layer, Arc<MemoryIo>)>,
     disk: Disk<MemoryIo>,
     head_clip: Bytes,
     want: Vec<u8>,
+    /// No disk is larger, in bytes.
+    largest: u64,
 }
 
 fn chain(layers: &[(Layer, Arc<MemoryIo>)], size: Bytes) -> Chain {
@@ -40,7 +40,9 @@ fn opened(file: MemoryIo, digest: Digest) -> (Layer, Arc<MemoryIo>) {
 impl Model {
     fn new(seed: u64) -> Model {
         let mut dice = Dice(seed);
-        let size = Bytes(SECTOR * (1 + dice.below(LARGEST / SECTOR)));
+        // Some are larger than the window that sealing looks through.
+        let largest = if seed % 8 == 0 { 2500 << 10 } else { 700 << 10 };
+        let size = Bytes(SECTOR * (1 + dice.below(largest / SECTOR)));
         let head = Head::create(MemoryIo::default(), some_chunk(&mut dice)).unwrap();
         let disk = Disk::with_head(chain(&[], size), head, size);
         Model {
@@ -49,6 +51,7 @@ impl Model {
             disk,
             head_clip: size,
             want: vec![0; size.0 as usize],
+            largest,
         }
     }
 
@@ -117,7 +120,7 @@ impl Model {
     }
 
     fn resize(&mut self) {
-        let size = Bytes(SECTOR * (1 + self.dice.below(LARGEST / SECTOR)));
+        let size = Bytes(SECTOR * (1 + self.dice.below(self.largest / SECTOR)));
         self.head_clip = self.head_clip.min(size);
         self.want.resize(size.0 as usize, 0);
         // What the head has behind the new end goes for good; the chain's is hidden by the clip.
