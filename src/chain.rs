@@ -7,7 +7,7 @@ mod diff;
 mod disk;
 mod map;
 mod read;
-//SEAL
+pub mod seal;
 #[cfg(test)]
 mod tests;
 

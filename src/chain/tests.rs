@@ -1,3 +1,5 @@
+mod model;
+
 use crate::blockio::{MemoryIo, ReadAt, WriteAt};
 use crate::chain::{Chain, ChainMap, Layer};
 use crate::format::{Extent, file_chunk};

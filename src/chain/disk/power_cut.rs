@@ -306,9 +306,13 @@ impl Rig {
     /// Cuts the power `cuts` times and reads back. Every fourth time the disk goes on to be used, and is cut again.
     fn cut(&self, dice: &mut Dice, cuts: usize, generation: u32, states: &mut usize) -> Result<(), String> {
         let log = self.file.io.log();
-        let mut points: Vec<usize> = (0..cuts)
-            .map(|_| self.start + dice.below((log.len() - self.start + 1) as u64) as usize)
-            .collect();
+        // Most is open, and an area half written, just before a sync.
+        let syncs: Vec<usize> = (self.start..log.len()).filter(|at| log[*at] == Op::Sync).collect();
+        let mut point = |_| match dice.below(2) {
+            0 if !syncs.is_empty() => syncs[dice.below(syncs.len() as u64) as usize],
+            _ => self.start + dice.below((log.len() - self.start + 1) as u64) as usize,
+        };
+        let mut points: Vec<usize> = (0..cuts).map(&mut point).collect();
         points.sort_unstable();
         let durable = MemoryIo::default();
         let mut synced = 0;

@@ -4,6 +4,7 @@
 //! list over a lower one keeps both sorted and disjoint, so any grouping of the layers gives the same map.
 
 use super::{ChainMap, Run};
+use crate::format::trailer::Facts;
 use crate::format::{Extent, file_chunk};
 use crate::ids::Digest;
 use crate::units::{Bytes, ChunkSize, SECTOR, UnitError};
@@ -18,6 +19,27 @@ pub struct Layer {
     pub parent: Digest,
     /// The newest of the deltas that this one replaces; [`Digest::NONE`] if it replaces none.
     pub stands_for: Digest,
+}
+
+impl Layer {
+    /// The layer that a trailer, or a `.meta`, describes.
+    pub fn new(facts: &Facts, extents: Vec<Extent>, digest: Digest) -> Layer {
+        let Facts {
+            parent,
+            stands_for,
+            virtual_size,
+            chunk_size,
+            ..
+        } = *facts;
+        Layer {
+            extents,
+            chunk_size,
+            virtual_size,
+            digest,
+            parent,
+            stands_for,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
