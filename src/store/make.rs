@@ -4,7 +4,7 @@
 //! image's; of two who want the same name at once, one gets it.
 
 use super::error::{At, StoreError};
-use super::image::{HeadRecord, HistoryEntry, ImageRecord, delta_name, write_record};
+use super::image::{HeadRecord, HistoryEntry, ImageRecord, Published, delta_name, write_record};
 use super::lock::{self, ImageLock};
 use super::txn::{Intent, Txn};
 use super::{Store, fs, stop};
@@ -65,6 +65,18 @@ impl Txn {
         drop(shared);
         stop::step(self.verb(), "renamed");
         Ok(())
+    }
+}
+
+impl Txn {
+    /// Writes down what was published, after the manifest that this transaction put into the store. The image may be attached.
+    pub fn finish_publish(&self, name: &ImageName, published: Published) -> Result<ImageRecord, StoreError> {
+        let record = self.store().update_image(name, |record| {
+            record.published = Some(published);
+            record.add_history(HistoryEntry::now("publish", &published.manifest.to_string()));
+        })?;
+        stop::point("publish.recorded");
+        Ok(record)
     }
 }
 
