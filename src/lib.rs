@@ -3,8 +3,10 @@
 //! The layers, and which may name which, are listed in `tests/layering.rs`.
 #![deny(unsafe_code)]
 
+pub mod bencode;
 pub mod blockio;
 pub mod catalog;
+pub mod format;
 pub mod ids;
 pub mod store;
 pub mod units;
