@@ -19,13 +19,15 @@ use std::time::{Duration, Instant};
 /// How long a process waits for another one's transaction.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The key, in sled's default tree, that is there while the index is being made.
-const UNFINISHED: &[u8] = b"unfinished";
+/// The key, in sled's default tree, that says that the index is whole; its number is the rows' own version.
+const FINISHED: &[u8] = b"whole-1";
 
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
     #[error("the catalogue {} is in use by another process", path.display())]
     Busy { path: PathBuf },
+    #[error("the new catalogue {} is damaged as well: {cause}", path.display())]
+    Broken { path: PathBuf, cause: String },
     #[error("{doing} the catalogue {}", path.display())]
     Index {
         doing: &'static str,
@@ -61,35 +63,53 @@ impl Catalog {
     }
 
     fn open_within(store: &Store, patience: Duration) -> Result<Catalog, CatalogError> {
+        let start = Instant::now();
         let path = store.root().join("catalog.sled");
         let lock = lock(&store.root().join("catalog.lock"), patience)?;
-        let catalog = match open_trees(&path) {
-            Some((db, [images, objects, hashes])) => Catalog {
-                path,
-                db,
-                images,
-                objects,
-                hashes,
-                _lock: lock,
-            },
-            None => {
-                tracing::warn!(path = %path.display(), "the catalogue is damaged and is made again");
-                remove_index(&path)?;
-                match open_trees(&path) {
-                    Some((db, [images, objects, hashes])) => Catalog {
+        if store.index_marker().exists() {
+            remove_index(&path)?;
+        }
+        let mut made_again = false;
+        let (db, [images, objects, hashes]) = loop {
+            match catch_unwind(AssertUnwindSafe(|| open_trees(&path))) {
+                Ok(Ok(opened)) => break opened,
+                // A thread of the last owner's sled is still on its way out.
+                Ok(Err(sled::Error::Io(error))) if is_locked(&error) => {
+                    if start.elapsed() >= patience {
+                        return Err(CatalogError::Busy { path });
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Ok(Err(source @ sled::Error::Io(_))) if !path.is_file() => {
+                    return Err(CatalogError::Index {
+                        doing: "open",
                         path,
-                        db,
-                        images,
-                        objects,
-                        hashes,
-                        _lock: lock,
-                    },
-                    None => return Err(CatalogError::Busy { path }),
+                        source,
+                    });
+                }
+                // sled panics on some damage instead of saying so.
+                broken => {
+                    let cause = broken
+                        .ok()
+                        .and_then(Result::err)
+                        .map_or("a panic in sled".into(), |error| error.to_string());
+                    if std::mem::replace(&mut made_again, true) {
+                        return Err(CatalogError::Broken { path, cause });
+                    }
+                    tracing::warn!(path = %path.display(), cause, "the catalogue is damaged and is made again");
+                    remove_index(&path)?;
                 }
             }
         };
-        let marker = store.index_marker();
-        if marker.exists() || !catalog.is_finished()? {
+        let catalog = Catalog {
+            path,
+            db,
+            images,
+            objects,
+            hashes,
+            _lock: lock,
+        };
+        if !catalog.is_finished()? {
             catalog.rebuild(store)?;
         }
         Ok(catalog)
@@ -111,9 +131,18 @@ impl Catalog {
         result
     }
 
+    /// Makes the index again if somebody could not tell it what he changed: for who keeps it open.
+    pub fn refresh(&self, store: &Store) -> Result<(), CatalogError> {
+        if store.index_marker().exists() {
+            self.rebuild(store)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Makes the index from the files.
     pub fn rebuild(&self, store: &Store) -> Result<(), CatalogError> {
-        self.at("mark", self.db.insert(UNFINISHED, b""))?;
+        self.at("mark", self.db.remove(FINISHED))?;
         self.flush()?;
         // Removed before the files are read: what changes from now on and cannot be told to us marks the store anew.
         remove_marker(&store.index_marker())?;
@@ -130,8 +159,7 @@ impl Catalog {
                 Err(error) => tracing::warn!(%digest, cause = %error, "an object without a description is not in the catalogue"),
             }
         }
-        self.at("mark", self.db.remove(UNFINISHED))?;
-        self.at("mark", self.db.insert(b"layout", &[1]))?;
+        self.at("mark", self.db.insert(FINISHED, b""))?;
         self.flush()
     }
 
@@ -206,8 +234,7 @@ impl Catalog {
     }
 
     fn is_finished(&self) -> Result<bool, CatalogError> {
-        let unfinished = self.at("read", self.db.contains_key(UNFINISHED))?;
-        Ok(!unfinished && self.at("read", self.db.contains_key(b"layout"))?)
+        self.at("read", self.db.contains_key(FINISHED))
     }
 
     fn at<T>(&self, doing: &'static str, result: sled::Result<T>) -> Result<T, CatalogError> {
@@ -219,31 +246,19 @@ impl Catalog {
     }
 }
 
-/// `None` when what is there cannot be read. sled panics on some damage instead of saying so.
-fn open_trees(path: &Path) -> Option<(sled::Db, [sled::Tree; 3])> {
-    let open = || -> sled::Result<_> {
-        let db = sled::Config::new()
-            .path(path)
-            .flush_every_ms(None)
-            .cache_capacity(16 << 20)
-            .open()?;
-        let trees = [db.open_tree("images")?, db.open_tree("objects")?, db.open_tree("hashes")?];
-        // Reads every row once: damage shows here, and not in the middle of somebody's work.
-        for tree in &trees {
-            for row in tree.iter() {
-                row?;
-            }
-        }
-        Ok((db, trees))
-    };
-    match catch_unwind(AssertUnwindSafe(open)) {
-        Ok(Ok(opened)) => Some(opened),
-        Ok(Err(error)) => {
-            tracing::warn!(path = %path.display(), cause = %error, "the catalogue does not open");
-            None
-        }
-        Err(_panic) => None,
-    }
+fn open_trees(path: &Path) -> sled::Result<(sled::Db, [sled::Tree; 3])> {
+    let db = sled::Config::new()
+        .path(path)
+        .flush_every_ms(None)
+        .cache_capacity(16 << 20)
+        .open()?;
+    let trees = [db.open_tree("images")?, db.open_tree("objects")?, db.open_tree("hashes")?];
+    Ok((db, trees))
+}
+
+/// sled gives no kind to this error, only words.
+fn is_locked(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Other && error.to_string().starts_with("could not acquire lock")
 }
 
 /// Waits for the lock that goes with the index: sled's own admits one process, and fails at once.

@@ -23,7 +23,7 @@ pub use error::StoreError;
 pub use gc::{GcReport, Removed};
 pub use image::{HeadRecord, HistoryEntry, ImageListing, ImageRecord, Published};
 pub use lock::ImageLock;
-pub use make::CloneHead;
+pub use make::{CloneHead, make_head};
 pub use objects::{Description, ObjectInfo, ObjectKind, ObjectPaths};
 pub use problems::Problem;
 pub use txn::{Intent, Txn};

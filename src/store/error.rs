@@ -1,3 +1,4 @@
+use crate::format::head::HeadError;
 use crate::ids::{Digest, IdError, ImageName};
 use crate::units::Bytes;
 use std::io;
@@ -30,6 +31,8 @@ pub enum StoreError {
     ObjectDiffers { digest: Digest, there: Bytes, new: Bytes },
     #[error("{}: still locked by another process after {seconds} s", path.display())]
     Busy { path: PathBuf, seconds: u64 },
+    #[error("{}: no head can be made", path.display())]
+    Head { path: PathBuf, source: HeadError },
     #[error(transparent)]
     Id(#[from] IdError),
     #[error("{doing} {}", path.display())]

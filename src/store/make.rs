@@ -4,24 +4,23 @@
 //! image's; of two who want the same name at once, one gets it.
 
 use super::error::{At, StoreError};
-use super::image::{HeadRecord, HistoryEntry, ImageRecord, delta_name, write_record};
+use super::image::{HeadRecord, HistoryEntry, ImageRecord, Published, delta_name, write_record};
 use super::lock::{self, ImageLock};
 use super::txn::{Intent, Txn};
 use super::{Store, fs, stop};
+use crate::blockio::FileIo;
+use crate::format::head::{Head, HeadError};
 use crate::ids::{ImageId, ImageName};
-use crate::units::Bytes;
+use crate::units::{Bytes, ChunkSize, MAX_DISK};
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// The head of a clone.
-pub enum CloneHead<'a> {
-    /// A new, empty one over the source's sealed deltas; also while the source is attached. `write` formats the file and syncs it.
-    Fresh {
-        record: HeadRecord,
-        write: &'a dyn Fn(File) -> io::Result<()>,
-    },
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloneHead {
+    /// A new, empty one over the source's sealed deltas; also while the source is attached.
+    Fresh(ChunkSize),
     /// What the source's head has, too. Errors: [`StoreError::InUse`] while the source is attached.
     Copy,
 }
@@ -68,6 +67,18 @@ impl Txn {
     }
 }
 
+impl Txn {
+    /// Writes down what was published, after the manifest that this transaction put into the store. The image may be attached.
+    pub fn finish_publish(&self, name: &ImageName, published: Published) -> Result<ImageRecord, StoreError> {
+        let record = self.store().update_image(name, |record| {
+            record.published = Some(published);
+            record.add_history(HistoryEntry::now("publish", &published.manifest.to_string()));
+        })?;
+        stop::point("publish.recorded");
+        Ok(record)
+    }
+}
+
 impl Store {
     /// A second image with the same disk: takes the same time for any size.
     ///
@@ -75,7 +86,7 @@ impl Store {
     pub fn clone_image(&self, from: &ImageName, name: &ImageName, head: CloneHead) -> Result<(ImageRecord, Txn), StoreError> {
         let source_lock = match head {
             CloneHead::Copy => Some(self.lock_image(from)?),
-            CloneHead::Fresh { .. } => None,
+            CloneHead::Fresh(_) => None,
         };
         self.must_be_free(name)?;
         self.image(from)?;
@@ -87,17 +98,12 @@ impl Store {
         let (old, new) = (self.image_dir(ImageId::of(from)), txn.image_dir());
         let mut record = ImageRecord::new(name.clone(), Bytes::ZERO, "");
         match head {
-            CloneHead::Fresh { record: head, write } => {
-                let path = new.join("head.delta");
-                let file = File::options()
-                    .read(true)
-                    .write(true)
-                    .create_new(true)
-                    .mode(0o600)
-                    .open(&path)
-                    .at("make", &path)?;
-                write(file).at("format", &path)?;
-                record.head = Some(head);
+            CloneHead::Fresh(chunk) => {
+                make_head(&new.join("head.delta"), chunk)?;
+                record.head = Some(HeadRecord {
+                    smallest_size: MAX_DISK,
+                    chunk_size: chunk.bytes(),
+                });
             }
             // Ours is the lock: neither head nor chain change, however long the copy takes.
             CloneHead::Copy => {
@@ -171,6 +177,26 @@ impl Store {
             Ok(())
         }
     }
+}
+
+/// Makes an empty head in a new file, durable but for its name: its directory is the caller's to sync, as [`Txn::publish_image`] and
+/// [`Txn::finish_commit`] do.
+pub fn make_head(path: &Path, chunk: ChunkSize) -> Result<Head<FileIo>, StoreError> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .at("make", path)?;
+    Head::create(FileIo(file), chunk).map_err(|error| match error {
+        HeadError::Io { source, .. } => StoreError::Io {
+            doing: "format",
+            path: path.into(),
+            source,
+        },
+        source => StoreError::Head { path: path.into(), source },
+    })
 }
 
 /// Moves an image's directory to where its name says; nobody else can have the name afterwards.

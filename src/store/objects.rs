@@ -170,6 +170,21 @@ impl Store {
         fs::replace(path, &draft, bytes, 0o400)
     }
 
+    /// Removes what is left in `incoming/` of deltas that are objects: a part that is another name of one would keep it from being collected.
+    pub(super) fn sweep_arrived(&self) -> Result<(), StoreError> {
+        let incoming = self.incoming_dir();
+        for name in fs::list(&incoming)? {
+            let digest = name
+                .to_str()
+                .and_then(|name| name.split_once('.'))
+                .and_then(|(digest, _)| digest.parse().ok());
+            if digest.is_some_and(|digest| self.has_object(&digest)) {
+                fs::unlink_if_there(&incoming.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Every delta and manifest; other files are left out.
     pub fn objects(&self) -> Result<Vec<ObjectInfo>, StoreError> {
         let mut all = Vec::new();
@@ -235,6 +250,13 @@ impl Txn {
         self.hold_locked(&paths.delta)?;
         stop::step(self.verb(), "object");
         Ok(())
+    }
+
+    /// The same for a delta that arrived in `incoming/` as `<digest>.part`; what else is there of it goes too.
+    pub fn commit_arrived(&self, digest: &Digest, meta: &[u8], description: &Description) -> Result<(), StoreError> {
+        let part = self.store().incoming_dir().join(format!("{digest}.part"));
+        self.commit_object(&part, digest, meta, description)?;
+        self.store().sweep_arrived()
     }
 
     /// Puts a manifest into the store, and holds it.

@@ -86,7 +86,8 @@ impl Store {
             Some(Intent::Commit { name, depth, head }) => self.settle_commit(id, name, *depth, *head, lock)?,
             Some(Intent::Rename { from, to }) => self.settle_rename(from, to)?,
             // What these made is whole since one rename, or still in their folder.
-            Some(Intent::Create { .. } | Intent::Import { .. } | Intent::Clone { .. } | Intent::Pull { .. }) => {}
+            Some(Intent::Create { .. } | Intent::Import { .. } | Intent::Clone { .. }) => {}
+            Some(Intent::Pull { .. }) => self.sweep_arrived()?,
             Some(Intent::Publish { .. } | Intent::Rm { .. }) | None => {}
         }
         fs::remove_tree(&self.txn_dir(id), "owner")?;
