@@ -4,5 +4,8 @@
 #![deny(unsafe_code)]
 
 pub mod blockio;
+pub mod fuse;
 pub mod ids;
+pub mod kernel;
+pub mod sys;
 pub mod units;
