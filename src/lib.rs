@@ -3,7 +3,9 @@
 //! The layers, and which may name which, are listed in `tests/layering.rs`.
 #![deny(unsafe_code)]
 
+pub mod bencode;
 pub mod blockio;
+pub mod format;
 pub mod fuse;
 pub mod ids;
 pub mod kernel;
