@@ -5,10 +5,12 @@
 
 pub mod bencode;
 pub mod blockio;
+pub mod catalog;
 pub mod chain;
 pub mod format;
 pub mod fuse;
 pub mod ids;
 pub mod kernel;
+pub mod store;
 pub mod sys;
 pub mod units;
