@@ -3,6 +3,7 @@
 //! The layers, and which may name which, are listed in `tests/layering.rs`.
 #![deny(unsafe_code)]
 
+pub mod attach;
 pub mod bencode;
 pub mod blockio;
 pub mod catalog;

@@ -98,8 +98,14 @@ fn the_bytes_of_a_delta_are_pinned() {
     assert_eq!(footer[24..40], *b"\0\x60\0\0\0\0\0\0\0\x80\0\0\0\0\0\0");
     assert_eq!(footer[40..44], *b"\x01\0\0\0");
     assert_eq!(footer[48..64], *b"\0\x60\0\0\0\0\0\0\x58\0\0\0\0\0\0\0");
-    assert_eq!(delta.digest.to_string(), "f9ef639175025d6bdc8696dc001b20b6f15ac2b03c27122a2eb12594d596f6b4");
-    assert_eq!(crate::ids::Sha256::of(&delta.meta).to_string(), "7813cbed2d06e1ef7acd9ce4f68cd2abbc529e06b49af3dd67eba67e28585728");
+    assert_eq!(
+        delta.digest.to_string(),
+        "f9ef639175025d6bdc8696dc001b20b6f15ac2b03c27122a2eb12594d596f6b4"
+    );
+    assert_eq!(
+        crate::ids::Sha256::of(&delta.meta).to_string(),
+        "7813cbed2d06e1ef7acd9ce4f68cd2abbc529e06b49af3dd67eba67e28585728"
+    );
 }
 
 #[test]
