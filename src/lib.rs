@@ -3,12 +3,16 @@
 //! The layers, and which may name which, are listed in `tests/layering.rs`.
 #![deny(unsafe_code)]
 
+pub mod attach;
 pub mod bencode;
 pub mod blockio;
 pub mod catalog;
 pub mod chain;
 pub mod format;
+pub mod fuse;
 pub mod ids;
+pub mod kernel;
 pub mod store;
 pub mod service;
+pub mod sys;
 pub mod units;
