@@ -4,5 +4,6 @@
 #![deny(unsafe_code)]
 
 pub mod blockio;
+pub mod files;
 pub mod ids;
 pub mod units;
