@@ -37,6 +37,9 @@ const GNU_REAL_SIZE: usize = 483 - 345;
 /// Where an extension block of a GNU sparse map says that another follows.
 const EXTENSION_MORE: usize = 504;
 
+/// Offsets and lengths, and whether an extension block with more follows.
+pub type SparseSlots = (Vec<(i64, i64)>, bool);
+
 pub struct Header(RawHeader);
 
 impl Header {
@@ -95,14 +98,14 @@ impl Header {
     }
 
     /// The sparse map's first four slots, and whether extension blocks follow.
-    pub fn gnu_sparse(&self) -> Result<(Vec<(i64, i64)>, bool), &'static str> {
+    pub fn gnu_sparse(&self) -> Result<SparseSlots, &'static str> {
         let slots = sparse_slots(&self.0.tail[GNU_SPARSE..GNU_SPARSE + 4 * 24])?;
         Ok((slots, self.0.tail[GNU_EXTENDED] != 0))
     }
 }
 
 /// An extension block of a GNU sparse map: up to 21 slots, and whether another block follows.
-pub fn gnu_sparse_extension(block: &[u8; BLOCK]) -> Result<(Vec<(i64, i64)>, bool), &'static str> {
+pub fn gnu_sparse_extension(block: &[u8; BLOCK]) -> Result<SparseSlots, &'static str> {
     Ok((sparse_slots(&block[..EXTENSION_MORE])?, block[EXTENSION_MORE] != 0))
 }
 

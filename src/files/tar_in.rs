@@ -59,7 +59,8 @@ fn import_file<R: Read>(
 ) -> Result<u64, FilesError> {
     let file = to.create(path).map_err(FilesError::step(&entry.path, "it cannot be made"))?;
     let mut end = 0;
-    for &(offset, length) in &entry.map.parts {
+    // A part of no length, as GNU tar puts one at the end, would not make the file longer.
+    for &(offset, length) in entry.map.parts.iter().filter(|part| part.1 > 0) {
         end = offset;
         let stop = offset + length;
         while end < stop {

@@ -60,7 +60,11 @@ impl Output<'_> {
             return self.header(node, 0, &[]);
         }
         let file = node.open()?;
-        let parts = node.data_parts(&file).map_err(unreadable)?;
+        let mut parts = node.data_parts(&file).map_err(unreadable)?;
+        if parts.last().is_none_or(|(offset, length)| offset + length < size) {
+            // GNU tar gives a file the size at which its last part ends.
+            parts.push((size, 0));
+        }
         let map = Map { parts, size };
         let stored = map.stored();
         if stored == size {

@@ -55,6 +55,8 @@ impl<R: Read> Archive<R> {
         let mut pax = self.globals.clone();
         let (mut long_path, mut long_link) = (None, None);
         let mut pending = false;
+        // Told when the entry's own name is known: the record's header has a made-up one.
+        let mut malformed = None;
         loop {
             let Some(header) = self.next_header(pending)? else {
                 return Ok(None);
@@ -62,7 +64,7 @@ impl<R: Read> Archive<R> {
             match header.typeflag() {
                 b'x' | b'X' => {
                     let records = self.long_record(&header)?;
-                    pax.read(&records).map_err(|why| self.refuse(&header, why))?;
+                    malformed = malformed.or(pax.read(&records).err());
                 }
                 b'g' => {
                     let records = self.long_record(&header)?;
@@ -88,6 +90,9 @@ impl<R: Read> Archive<R> {
                         .unwrap_or_else(|| header.path());
                     let link = pax.link.take().or(long_link).unwrap_or_else(|| header.link_name().to_vec());
                     self.name = shown(&path);
+                    if let Some(why) = malformed {
+                        return Err(FilesError::refused(&path, why));
+                    }
                     return self.entry(&header, pax, path, link).map(Some);
                 }
             }
