@@ -10,6 +10,7 @@ pub mod catalog;
 pub mod chain;
 pub mod format;
 pub mod fuse;
+pub mod files;
 pub mod ids;
 pub mod kernel;
 pub mod store;
