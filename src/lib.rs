@@ -11,6 +11,7 @@ pub mod chain;
 pub mod format;
 pub mod fuse;
 pub mod files;
+pub mod front;
 pub mod ids;
 pub mod kernel;
 pub mod store;
