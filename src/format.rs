@@ -4,9 +4,16 @@
 //! Refuses to know paths, chains and devices. Invariant: what a sealed delta's areas say is a pure function of its extents.
 //! Byte tables: `kernel-notes/dm-snapshot-format.md`, `delta-trailer.md`, `meta.md`, `manifest.md`.
 
+pub mod crcs;
 pub mod exceptions;
 pub mod head;
 pub mod header;
+pub mod manifest;
+pub mod meta;
+pub mod seal;
+pub mod sealed;
+pub mod trailer;
+pub mod verity;
 
 use crate::units::{ChunkSize, DiskChunk, FileChunk};
 
