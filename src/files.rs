@@ -17,6 +17,7 @@ mod tar_read;
 pub mod tree_in;
 mod walk;
 
+pub use beneath::open_root;
 pub use error::FilesError;
 pub use source::{Source, SourceError};
 

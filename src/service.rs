@@ -3,7 +3,18 @@
 //! Refuses to know who asks: command line, socket and plugins bring the same [`Request`] and get the same [`Reply`].
 //! Invariant: a request that exists has passed its checks, so that a verb starts with valid names and sizes.
 
+mod check;
+mod commit;
+mod draft;
+mod engine;
 mod error;
+mod export;
+mod image;
+mod kinds;
+mod look;
+mod make;
+mod mount;
+mod publish;
 mod reply;
 mod request;
 

@@ -3,6 +3,7 @@ use crate::units::Bytes;
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 /// A plain file.
@@ -48,6 +49,29 @@ impl WriteAt for FileIo {
 }
 
 impl FileIo {
+    /// Where the file has data, by its file system's account; a block device is all data.
+    pub fn data_ranges(&self) -> io::Result<Vec<Range<Bytes>>> {
+        use rustix::fs::{SeekFrom, seek};
+        let size = seek(&self.0, SeekFrom::End(0))?;
+        let mut ranges = Vec::new();
+        let mut at = 0;
+        while at < size {
+            let start = match seek(&self.0, SeekFrom::Data(at)) {
+                Ok(start) => start,
+                Err(rustix::io::Errno::NXIO) => break,
+                Err(rustix::io::Errno::INVAL) => {
+                    ranges.push(Bytes(at)..Bytes(size));
+                    break;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let end = seek(&self.0, SeekFrom::Hole(start))?;
+            ranges.push(Bytes(start)..Bytes(end));
+            at = end;
+        }
+        Ok(ranges)
+    }
+
     /// For file systems without holes.
     fn write_zeros(&self, at: Bytes, len: Bytes) -> io::Result<()> {
         let end = at.0.saturating_add(len.0).min(self.size()?.0);

@@ -14,6 +14,11 @@ pub struct Chain {
 }
 
 impl Chain {
+    /// The map alone, for arithmetic.
+    pub fn into_map(self) -> ChainMap {
+        self.map
+    }
+
     /// `files`: one per delta, oldest first.
     pub fn new(map: ChainMap, files: Vec<Arc<dyn ReadAt>>) -> Result<Chain, ChainError> {
         if files.len() != map.digests().len() {

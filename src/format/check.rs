@@ -54,6 +54,30 @@ pub enum FindingKind {
     Unreadable,
 }
 
+impl FindingKind {
+    /// One word for scripts.
+    pub fn name(self) -> &'static str {
+        match self {
+            FindingKind::Blank => "blank",
+            FindingKind::NotOurs => "not-ours",
+            FindingKind::Newer => "newer",
+            FindingKind::BadHeader => "bad-header",
+            FindingKind::Invalidated => "invalidated",
+            FindingKind::BadTrailer => "bad-trailer",
+            FindingKind::Duplicate => "duplicate-exception",
+            FindingKind::Shared => "shared-chunk",
+            FindingKind::MetadataSlot => "metadata-slot",
+            FindingKind::PastEnd => "past-end",
+            FindingKind::Unsorted => "unsorted",
+            FindingKind::AreaDiffers => "area-differs",
+            FindingKind::MissingArea => "missing-area",
+            FindingKind::Crc => "crc",
+            FindingKind::Digest => "digest",
+            FindingKind::Unreadable => "unreadable",
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     pub kind: FindingKind,

@@ -14,6 +14,7 @@ use crate::blockio::WriteAt;
 use crate::ids::Digest;
 use crate::units::{Bytes, DiskChunk, UnitError};
 use std::io;
+use std::time::{Duration, Instant};
 
 #[cfg(test)]
 mod tests;
@@ -76,6 +77,7 @@ pub struct Sealer<F> {
     buffer_at: Bytes,
     units: Builder,
     crcs: Crcs,
+    hashing: Duration,
 }
 
 impl<F: WriteAt> Sealer<F> {
@@ -97,6 +99,7 @@ impl<F: WriteAt> Sealer<F> {
             buffer_at: Bytes::ZERO,
             units: Builder::default(),
             crcs: Crcs::default(),
+            hashing: Duration::ZERO,
         };
         let mut header = vec![0; facts.chunk_size.as_usize()];
         header[..16].copy_from_slice(&Header::new(facts.chunk_size).to_bytes());
@@ -165,8 +168,15 @@ impl<F: WriteAt> Sealer<F> {
     }
 
     fn hash(&mut self, at: Bytes, data: &[u8]) {
+        let start = Instant::now();
         self.units.put(at, data);
         self.crcs.put(at, data);
+        self.hashing += start.elapsed();
+    }
+
+    /// How long hashes and CRCs took so far.
+    pub fn hashing(&self) -> Duration {
+        self.hashing
     }
 
     /// Hashes now and writes later, with what follows it in the file.

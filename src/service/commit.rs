@@ -3,14 +3,14 @@
 //! Refuses to work on an attached image. Invariant: until the image's record names the new delta, the head has every byte.
 
 use super::engine::Engine;
-use super::make::{ms, new_delta};
+use super::make::{known, ms, new_delta};
 use super::{Commit, CommitReply, ErrorKind, Progress, ServiceError};
 use crate::attach::DiskFiles;
 use crate::blockio::FileIo;
 use crate::chain;
 use crate::format::head::Head;
 use crate::format::seal::Sealer;
-use crate::format::trailer::{Facts, FileSystem};
+use crate::format::trailer::Facts;
 use crate::ids::{Digest, ImageName};
 use crate::store::{HistoryEntry, ImageRecord, StoreError};
 use crate::units::{Bytes, ChunkSize};
@@ -39,12 +39,12 @@ impl Engine {
             virtual_size: record.virtual_size,
             chunk_size: if record.chain.is_empty() { ChunkSize::BASE } else { ChunkSize::SEALED },
             seal_rules: 1,
-            file_system: FileSystem::from_name(&record.file_system),
+            file_system: known(&record.file_system),
         };
         let path = txn.dir().join("sealed.delta");
         let mut sealer = Sealer::new(new_delta(&path)?, facts)?;
         let clip = record.head.map_or(record.virtual_size, |head| head.smallest_size);
-        chain::seal::from_head(&chain, &head, clip, &mut sealer, &mut |done: Bytes, total: Bytes| {
+        chain::seal::from_head(&chain, &head, clip, &facts, &mut sealer, &mut |done: Bytes, total: Bytes| {
             progress.update("seal", done.0, Some(total.0));
         })?;
         let sealed = sealer.finish()?;

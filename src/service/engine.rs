@@ -3,10 +3,11 @@
 //! Refuses to know who asks, and how progress and replies are shown. Invariant: the catalogue is told after the files have changed and before
 //! the journal forgets, so that whatever happens in between, the next opener knows that it must index again.
 
-use super::{Backend, Handler, Progress, Reply, Request, Role, ServiceError, Settings};
+use super::{Backend, ErrorKind, Handler, Progress, Reply, Request, Role, ServiceError, Settings};
 use crate::attach;
 use crate::catalog::{Catalog, CatalogError};
 use crate::store::Store;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,10 +19,10 @@ pub struct Engine {
     index: Option<Catalog>,
 }
 
-/// Opens stores on this machine.
-pub struct Local;
+/// The stores of this machine.
+pub struct Stores;
 
-impl Backend for Local {
+impl Backend for Stores {
     fn find_run_dir(&self, root: &Path) -> Result<Option<PathBuf>, ServiceError> {
         match root.join("VERSION").exists() {
             true => Ok(Some(Store::open(root)?.run_dir())),
@@ -110,4 +111,13 @@ impl Handler for Engine {
             Request::Peers(_) => Reply::Peers(self.peers()?),
         })
     }
+}
+
+/// The hidden subcommand of `blockbtd` that serves one attached image.
+pub fn fuse_serve(arguments: Vec<OsString>) -> Result<(), ServiceError> {
+    let [place] = &arguments[..] else {
+        return Err(ServiceError::new(ErrorKind::Usage, "fuse-serve is started by attach, with one argument"));
+    };
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+    attach::server::run(Path::new(place)).map_err(|error| ServiceError::from_error(ErrorKind::Failed, &error))
 }

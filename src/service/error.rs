@@ -40,6 +40,13 @@ impl ServiceError {
         ServiceError::new(kind, error).because(error.source())
     }
 
+    /// Says what it is about; what was said so far becomes the nearest cause.
+    pub fn of(mut self, what: impl fmt::Display) -> ServiceError {
+        let cause = std::mem::replace(&mut self.message, plain(&what.to_string()));
+        self.causes.insert(0, cause);
+        self
+    }
+
     /// Adds `cause` and what is under it.
     pub fn because(mut self, cause: Option<&(dyn Error + 'static)>) -> ServiceError {
         let mut next = cause;

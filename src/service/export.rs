@@ -83,9 +83,10 @@ impl Engine {
         };
         attach::mount(&self.store, name, &dir, &options)?;
         let mut out = BufWriter::with_capacity(1 << 20, target);
-        let written = files::open_root(&dir).and_then(|root| {
-            files::tar_out::export(&root, &mut out, &mut |bytes, _| progress.update("write", bytes, None))
-        });
+        let mut tell = |bytes, _| progress.update("write", bytes, None);
+        let written = files::open_root(&dir)
+            .map_err(|error| failed("open", &dir, &error.into()))
+            .and_then(|root| Ok(files::tar_out::export(&root, &mut out, &mut tell)?));
         attach::umount(&self.store, name)?;
         let stats = written?;
         out.flush().map_err(|error| ServiceError::new(ErrorKind::Failed, "writing the archive").because(Some(&error)))?;

@@ -5,8 +5,9 @@
 
 use super::draft::Draft;
 use super::engine::Engine;
+use super::mount::failed;
 use super::{Create, CreateReply, ErrorKind, Import, ImportParts, ImportReply, MakeFs, Progress, ServiceError};
-use crate::blockio::FileIo;
+use crate::blockio::{FileIo, ReadAt};
 use crate::chain;
 use crate::files::source::{RawDisk, Source, TarStream};
 use crate::files::{self, Stats};
@@ -45,7 +46,7 @@ impl Engine {
             _ => {
                 let draft = Draft::new(&txn, size)?;
                 draft.format(file_system)?;
-                let (sealed, _) = self.seal_base(&txn, &draft.open()?, size, FileSystem::from_name(file_system), progress)?;
+                let (sealed, _) = self.seal_base(&txn, &draft.open()?, size, known(file_system), progress)?;
                 record.chain.push(sealed.digest);
             }
         }
@@ -70,8 +71,8 @@ impl Engine {
         };
         let write = start.elapsed();
         let start = Instant::now();
-        let (sealed, sync) = self.seal_base(&txn, &filled.file, filled.size, filled.file_system, progress)?;
-        let seal = start.elapsed().saturating_sub(sync);
+        let (sealed, times) = self.seal_base(&txn, &filled.file, filled.size, filled.file_system, progress)?;
+        let seal = start.elapsed().saturating_sub(times.sync + times.hash);
         let file_system = filled.file_system.name();
         let mut record = ImageRecord::new(ask.name.clone(), filled.size, file_system);
         record.chain.push(sealed.digest);
@@ -88,9 +89,9 @@ impl Engine {
             entries: filled.stats.map(|stats| stats.entries),
             parts: ImportParts {
                 write_ms: ms(write),
-                seal_ms: ms(seal.saturating_sub(sealed.hashing)),
-                hash_ms: ms(sealed.hashing),
-                sync_ms: ms(sync + start.elapsed()),
+                seal_ms: ms(seal),
+                hash_ms: ms(times.hash),
+                sync_ms: ms(times.sync + start.elapsed()),
             },
         })
     }
@@ -112,7 +113,7 @@ impl Engine {
         })
     }
 
-    /// Seals a raw disk as a base and puts it into the store. Also tells how long it took to make it durable.
+    /// Seals a raw disk as a base and puts it into the store. Also tells how long that took.
     pub(super) fn seal_base(
         &self,
         txn: &Txn,
@@ -120,7 +121,7 @@ impl Engine {
         size: Bytes,
         file_system: FileSystem,
         progress: &dyn Progress,
-    ) -> Result<(SealedDelta, Duration), ServiceError> {
+    ) -> Result<(SealedDelta, Times), ServiceError> {
         let facts = Facts {
             parent: Digest::NONE,
             stands_for: Digest::NONE,
@@ -131,17 +132,17 @@ impl Engine {
         };
         let path = txn.dir().join("base.delta");
         let mut sealer = Sealer::new(new_delta(&path)?, facts)?;
-        let ranges = raw.data_ranges()?;
-        let total = ranges.iter().map(|range| range.end.0 - range.start.0).sum();
-        chain::seal::from_raw(raw, ranges.into_iter(), size, &mut sealer, &mut |done: Bytes| {
-            progress.update("seal", done.0, Some(total));
+        let ranges = raw.data_ranges().map_err(|error| failed("look for data in", &path, &error))?;
+        chain::seal::from_raw(raw, ranges, &facts, &mut sealer, &mut |done: Bytes, total: Bytes| {
+            progress.update("seal", done.0, Some(total.0));
         })?;
+        let hash = sealer.hashing();
         let sealed = sealer.finish()?;
         crate::store::stop::step(txn.intent().verb(), "sealed");
         progress.update("sync", 0, None);
         let start = Instant::now();
         self.keep(txn, &path, &sealed, &facts)?;
-        Ok((sealed, start.elapsed()))
+        Ok((sealed, Times { hash, sync: start.elapsed() }))
     }
 
     /// Puts a delta that was sealed here into the store.
@@ -193,6 +194,12 @@ impl Engine {
     }
 }
 
+/// What of a seal's time went where.
+pub(super) struct Times {
+    hash: Duration,
+    sync: Duration,
+}
+
 /// A disk that waits to be sealed.
 struct Filled {
     file: FileIo,
@@ -210,7 +217,7 @@ impl Filled {
         }
         let file = FileIo(disk.file);
         Ok(Filled {
-            file_system: FileSystem::detect(&file),
+            file_system: detect(&file),
             file,
             size,
             stats: None,
@@ -219,7 +226,7 @@ impl Filled {
 }
 
 fn fill_tree(dir: &Path, source: Source, progress: &dyn Progress) -> Result<Stats, ServiceError> {
-    let root = files::open_root(dir)?;
+    let root = files::open_root(dir).map_err(|error| failed("open", dir, &error.into()))?;
     let stats = match source {
         Source::Dir(path) => files::tree_in::import(&path, &root, &mut |bytes, _| progress.update("copy", bytes, None))?,
         Source::Tar(TarStream { reader, len, consumed }) => {
@@ -231,11 +238,30 @@ fn fill_tree(dir: &Path, source: Source, progress: &dyn Progress) -> Result<Stat
     Ok(stats)
 }
 
+/// The file system of a record's name.
+pub(super) fn known(name: &str) -> FileSystem {
+    FileSystem::from_name(name).unwrap_or(FileSystem::Other)
+}
+
+/// What is on a raw disk, by its magic number; a partition table is something else.
+fn detect(disk: &FileIo) -> FileSystem {
+    let magic = |at, want: &[u8]| {
+        let mut found = vec![0; want.len()];
+        disk.read_at(&mut found, Bytes(at)).is_ok() && found == want
+    };
+    if magic(1080, &[0x53, 0xef]) {
+        FileSystem::Ext4
+    } else if magic(0, b"XFSB") {
+        FileSystem::Xfs
+    } else {
+        FileSystem::Other
+    }
+}
+
 /// A new file for a delta.
 pub(super) fn new_delta(path: &Path) -> Result<FileIo, ServiceError> {
     let file = File::options().read(true).write(true).create_new(true).open(path);
-    let file = file.map_err(|error| ServiceError::from_error(ErrorKind::Failed, &error).of(format!("make {}", path.display())))?;
-    Ok(FileIo(file))
+    file.map(FileIo).map_err(|error| failed("make", path, &error))
 }
 
 /// Where the host's file system can, the kernel itself checks the delta from now on.
