@@ -1,8 +1,9 @@
 use super::*;
 use crate::blockio::{MemoryIo, ReadAt};
 use crate::format::exceptions::read_all;
+use crate::format::facts::{FileSystem, SEAL_RULES};
 use crate::format::sealed::Sealed;
-use crate::format::trailer::{FileSystem, TrailerError};
+use crate::format::trailer::TrailerError;
 use crate::format::verity::digest_file;
 use crate::units::ChunkSize;
 use proptest::prelude::*;
@@ -13,7 +14,7 @@ fn facts(chunk: ChunkSize) -> Facts {
         stands_for: Digest::NONE,
         virtual_size: Bytes(1 << 30),
         chunk_size: chunk,
-        seal_rules: trailer::SEAL_RULES,
+        seal_rules: SEAL_RULES,
         file_system: FileSystem::Ext4,
     }
 }
