@@ -3,89 +3,20 @@
 //! The model: a sync makes all earlier changes durable; of the later ones any sectors, in any order, may have reached the disk. Each sector
 //! carries its own number and the number of the write that made it, so a lost, stale or foreign sector shows.
 
+mod recorder;
+
 use super::Disk;
-use crate::blockio::record::{Op, RecordIo};
-use crate::blockio::{BlockDevice, MemoryIo, ReadAt, WriteAt};
+use crate::blockio::record::Op;
+use crate::blockio::{BlockDevice, MemoryIo, WriteAt};
 use crate::chain::Chain;
 use crate::chain::tests::{Dice, chain_of};
 use crate::format::head::Head;
-use crate::units::{Bytes, ChunkSize, FileChunk, SECTOR};
+use crate::units::{Bytes, ChunkSize, SECTOR};
+use recorder::Recorder;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 const LEN: usize = SECTOR as usize;
-
-type Hook = Box<dyn FnOnce() + Send>;
-
-/// A recording file that can do a sync badly, or be disturbed in it.
-#[derive(Default)]
-struct Recorder {
-    io: RecordIo,
-    ops: AtomicUsize,
-    /// Wrong on purpose: a sync is left out when metadata is written next, so that it may reach the disk before the data.
-    hasty: Option<ChunkSize>,
-    owed: AtomicBool,
-    in_next_sync: Mutex<Option<Hook>>,
-}
-
-impl Recorder {
-    fn ops(&self) -> usize {
-        self.ops.load(Ordering::SeqCst)
-    }
-
-    fn count(&self, done: io::Result<()>) -> io::Result<()> {
-        self.ops.fetch_add(1, Ordering::SeqCst);
-        done
-    }
-
-    fn pay(&self) -> io::Result<()> {
-        if self.owed.swap(false, Ordering::SeqCst) {
-            self.count(self.io.sync())
-        } else {
-            Ok(())
-        }
-    }
-}
-
-impl ReadAt for Recorder {
-    fn read_at(&self, buf: &mut [u8], at: Bytes) -> io::Result<()> {
-        self.io.read_at(buf, at)
-    }
-    fn size(&self) -> io::Result<Bytes> {
-        self.io.size()
-    }
-}
-
-impl WriteAt for Recorder {
-    fn write_at(&self, data: &[u8], at: Bytes) -> io::Result<()> {
-        let is_metadata = |chunk: ChunkSize| chunk.is_metadata(FileChunk(at.0 / chunk.bytes().0));
-        if self.hasty.is_some_and(is_metadata) {
-            self.owed.store(false, Ordering::SeqCst);
-        }
-        self.pay()?;
-        self.count(self.io.write_at(data, at))
-    }
-    fn sync(&self) -> io::Result<()> {
-        if let Some(hook) = self.in_next_sync.lock().unwrap().take() {
-            hook();
-        }
-        self.pay()?;
-        if self.hasty.is_some() {
-            self.owed.store(true, Ordering::SeqCst);
-            return Ok(());
-        }
-        self.count(self.io.sync())
-    }
-    fn set_len(&self, len: Bytes) -> io::Result<()> {
-        self.pay()?;
-        self.count(self.io.set_len(len))
-    }
-    fn punch(&self, at: Bytes, len: Bytes) -> io::Result<()> {
-        self.pay()?;
-        self.count(self.io.punch(at, len))
-    }
-}
 
 /// A disk under test, of `sectors` sectors, the first half of them in the chain.
 #[derive(Clone, Copy)]
@@ -217,10 +148,7 @@ impl Rig {
     }
 
     fn made(shape: Shape, hasty: bool) -> Arc<Rig> {
-        let file = Arc::new(Recorder {
-            hasty: hasty.then_some(shape.chunk),
-            ..Recorder::default()
-        });
+        let file = Arc::new(Recorder::new(hasty.then_some(shape.chunk)));
         let head = Head::create(file.clone(), shape.chunk).unwrap();
         let filled = shape.disk(head);
         let data: Vec<u8> = (0..shape.filled * u64::from(shape.chunk.sectors()))
@@ -235,10 +163,7 @@ impl Rig {
 
     /// The machine starts again with what the cut left.
     fn again(shape: Shape, bytes: &[u8], hasty: bool) -> Result<Arc<Rig>, String> {
-        let file = Arc::new(Recorder {
-            hasty: hasty.then_some(shape.chunk),
-            ..Recorder::default()
-        });
+        let file = Arc::new(Recorder::new(hasty.then_some(shape.chunk)));
         file.write_at(bytes, Bytes::ZERO).unwrap();
         file.count(file.io.sync()).unwrap();
         let head = Head::open(file.clone()).map_err(|error| format!("{error}: {:?}", std::error::Error::source(&error)))?;
