@@ -11,7 +11,7 @@ pub mod seal;
 #[cfg(test)]
 mod tests;
 
-pub use diff::{Change, diff, union};
+pub use diff::{Change, diff, union, written};
 pub use disk::Disk;
 pub use map::{ChainError, ChainMap, Layer, Segment, Source};
 pub use read::Chain;

@@ -3,8 +3,9 @@
 //! Invariant: a range that is not listed reads the same in both; a listed one comes from another place, and may still have the same bytes.
 
 use super::map::{ChainMap, Segment, Source};
+use crate::format::Exception;
 use crate::ids::Digest;
-use crate::units::Bytes;
+use crate::units::{Bytes, ChunkSize};
 use std::ops::Range;
 
 /// A changed range of the disk.
@@ -40,6 +41,19 @@ fn origin(map: &ChainMap, piece: &Segment, at: Bytes) -> Option<(Digest, u64)> {
         Source::Zero => None,
         Source::Delta { layer, offset } => Some((map.digests()[layer], offset.0 + (at.0 - piece.at.0))),
     }
+}
+
+/// The ranges that a head has, sorted, with gaps between them. `exceptions`: by disk chunk, as a head lists them.
+pub fn written(exceptions: &[Exception], chunk: ChunkSize, size: Bytes) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for exception in exceptions {
+        let start = exception.disk.0.saturating_mul(chunk.bytes().0);
+        let end = start.saturating_add(chunk.bytes().0).min(size.0);
+        if start < end {
+            add(&mut changes, Bytes(start)..Bytes(end));
+        }
+    }
+    changes
 }
 
 /// Both lists in one, for what a head changes on top of a chain.

@@ -55,7 +55,7 @@ impl Piece {
 }
 
 impl<F: WriteAt> Disk<F> {
-    /// A disk without a head: read-only.
+    /// A disk without a head: read-only. `F` is free then: `Disk::<FileIo>::sealed(chain)`.
     pub fn sealed(chain: Chain) -> Disk<F> {
         Disk {
             chain,

@@ -1,8 +1,8 @@
 use super::*;
 use crate::chain::tests::Dice;
-use crate::chain::{diff, union};
-use crate::format::{Extent, file_chunk};
-use crate::units::{ChunkSize, DiskChunk, MAX_DISK};
+use crate::chain::{diff, union, written};
+use crate::format::{Exception, Extent, file_chunk};
+use crate::units::{ChunkSize, DiskChunk, FileChunk, MAX_DISK};
 
 fn digest(number: usize) -> Digest {
     Digest([number as u8 + 1; 32])
@@ -278,4 +278,16 @@ fn a_union_has_what_either_has() {
         &bytes(&[(5, 6), (12, 15), (18, 25), (40, 40)]),
     );
     assert_eq!(joined, bytes(&[(0, 6), (10, 25), (30, 31)]));
+}
+
+#[test]
+fn what_a_head_has_ends_with_the_disk() {
+    let exceptions: Vec<Exception> = [(0, 9), (1, 3), (4, 2), (9, 5), (u64::MAX, 6)]
+        .map(|(disk, file)| Exception {
+            disk: DiskChunk(disk),
+            file: FileChunk(file),
+        })
+        .into();
+    let found = written(&exceptions, ChunkSize::MIN, Bytes(4 * 4096 + 512));
+    assert_eq!(found, [Bytes(0)..Bytes(8192), Bytes(16384)..Bytes(16896)]);
 }

@@ -41,7 +41,7 @@ impl Model {
     fn new(seed: u64) -> Model {
         let mut dice = Dice(seed);
         // Some are larger than the window that sealing looks through.
-        let largest = if seed % 8 == 0 { 2500 << 10 } else { 700 << 10 };
+        let largest = if seed.is_multiple_of(8) { 2500 << 10 } else { 700 << 10 };
         let size = Bytes(SECTOR * (1 + dice.below(largest / SECTOR)));
         let head = Head::create(MemoryIo::default(), some_chunk(&mut dice)).unwrap();
         let disk = Disk::with_head(chain(&[], size), head, size);
