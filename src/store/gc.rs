@@ -32,18 +32,26 @@ pub struct Removed {
 }
 
 impl Store {
-    /// Removes the objects with one name, and manifests that no image has published; `keep` speaks for those that are to stay all the same.
+    /// Removes the objects with one name that no image's record names either (an image may have a copy of its own, where no hardlink could be
+    /// made), and manifests that no image has published; `keep` speaks for those that are to stay all the same.
     ///
     /// Errors: [`StoreError::Busy`] when others use the store without a pause.
     pub fn gc(&self, dry_run: bool, keep: &dyn Fn(&ObjectInfo) -> bool) -> Result<GcReport, StoreError> {
         let _alone = self.exclude(PATIENCE)?;
-        let published = self.published_manifests()?;
+        let listing = self.images()?;
+        let chains: BTreeSet<Digest> = listing.images.iter().flat_map(|image| image.chain.iter().copied()).collect();
+        let published: BTreeSet<Sha256> = listing
+            .images
+            .iter()
+            .filter_map(|image| image.published.map(|p| p.manifest))
+            .collect();
         let mut report = GcReport::default();
         let mut gone = BTreeSet::new();
         for object in self.objects()? {
             let named = match object.kind {
-                ObjectKind::Delta(_) => false,
-                ObjectKind::Manifest(manifest) => published.as_ref().is_none_or(|all| all.contains(&manifest)),
+                ObjectKind::Delta(digest) => chains.contains(&digest),
+                // An image that cannot be read may have published any.
+                ObjectKind::Manifest(manifest) => !listing.unreadable.is_empty() || published.contains(&manifest),
             };
             if object.names > 1 || named || keep(&object) {
                 continue;
@@ -69,17 +77,6 @@ impl Store {
         }
         stop::point("gc.done");
         Ok(report)
-    }
-
-    /// `None` when some image cannot be read: then any manifest may be a published one.
-    fn published_manifests(&self) -> Result<Option<BTreeSet<Sha256>>, StoreError> {
-        let listing = self.images()?;
-        let published = listing
-            .images
-            .iter()
-            .filter_map(|image| image.published.map(|p| p.manifest))
-            .collect();
-        Ok(listing.unreadable.is_empty().then_some(published))
     }
 
     fn beside(&self, kind: &ObjectKind) -> Vec<PathBuf> {

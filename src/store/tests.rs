@@ -324,6 +324,18 @@ fn gc_keeps_published_manifests_and_collects_orphans() {
 }
 
 #[test]
+fn gc_keeps_what_an_image_only_names() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1]);
+    let link = store.delta_path(&name("a"), 0);
+    std::fs::remove_file(&link).unwrap();
+    fs::copy(&store.object_paths(&digest(1)).delta, &link, 0o400).unwrap();
+    assert_eq!(links(&store, 1), 1);
+    assert_eq!(store.gc(false, &|_| false).unwrap(), GcReport::default());
+    assert!(store.problems().unwrap().is_empty(), "a copy is allowed");
+}
+
+#[test]
 fn an_object_that_is_there_already_stays_as_it_is() {
     let (_dir, store) = empty_store();
     image(&store, "a", &[1]);

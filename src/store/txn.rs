@@ -148,7 +148,14 @@ impl Store {
             intent: txn.intent.clone(),
         };
         let bytes = serde_json::to_vec(&entry).expect("an entry has only JSON's own types");
-        fs::replace(&self.entry_path(&txn.id), &dir.join("entry"), &bytes, 0o600)?;
+        match fs::replace(&self.entry_path(&txn.id), &dir.join("entry"), &bytes, 0o600) {
+            // Who makes room must not need any. A folder without an entry is swept, which is all that this entry would ask for.
+            Err(error) if error.is_full() && matches!(txn.intent, Intent::Rm { .. }) => {
+                tracing::warn!(cause = %error, "no journal entry on a full disk");
+                self.mark_index_stale()?;
+            }
+            other => other?,
+        }
         drop(shared);
         stop::step(txn.verb(), "journal");
         Ok(txn)

@@ -194,6 +194,16 @@ fn in_the_child_work_goes_on_until_it_is_killed() {
     }
 }
 
+/// A child that does not outlive the test, however that ends.
+struct Worker(std::process::Child);
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let killed = self.0.kill().and_then(|()| self.0.wait().map(drop));
+        assert!(killed.is_ok() || std::thread::panicking());
+    }
+}
+
 #[test]
 fn kills_at_any_moment_beside_others_leave_a_whole_store() {
     let dir = tempfile::tempdir().unwrap();
@@ -202,19 +212,20 @@ fn kills_at_any_moment_beside_others_leave_a_whole_store() {
     for round in 0..12 {
         let mut children: Vec<_> = (0..4)
             .map(|n| {
-                Command::new(std::env::current_exe().unwrap())
+                let child = Command::new(std::env::current_exe().unwrap())
                     .args(["--exact", "store::tests::crash::in_the_child_work_goes_on_until_it_is_killed"])
                     .env("BLOCKBT_TEST_ME", format!("{round}-{n}"))
                     .env(ROOT, &root)
                     .stdout(std::process::Stdio::null())
                     .spawn()
-                    .unwrap()
+                    .unwrap();
+                Worker(child)
             })
             .collect();
         for (n, child) in children.iter_mut().enumerate() {
             std::thread::sleep(std::time::Duration::from_millis(13 + 7 * n as u64 + round));
-            child.kill().unwrap();
-            let status = child.wait().unwrap();
+            child.0.kill().unwrap();
+            let status = child.0.wait().unwrap();
             assert_eq!(status.signal(), Some(9), "it failed before it was killed");
             assert!(store.images().unwrap().unreadable.is_empty());
         }

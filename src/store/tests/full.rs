@@ -32,7 +32,7 @@ impl Drop for SmallDisk {
 
 type Verb = (&'static str, fn(&Store) -> Result<Txn, StoreError>);
 
-const VERBS: [Verb; 6] = [
+const VERBS: [Verb; 7] = [
     ("create", |store| make(store, Intent::Create { name: name("x") }, &[])),
     ("import", |store| make(store, Intent::Import { name: name("x") }, &[7, 8])),
     ("pull", |store| make(store, Intent::Pull { name: name("x") }, &[1, 7])),
@@ -40,13 +40,36 @@ const VERBS: [Verb; 6] = [
         store.clone_image(&name("a"), &name("x"), CloneHead::Copy).map(|(_, txn)| txn)
     }),
     ("commit", |store| commit(store, "a", 7)),
+    ("publish", publish),
     ("rename", |store| store.rename_image(&name("a"), &name("x")).map(|(_, txn)| txn)),
 ];
 
-fn state(store: &Store) -> Vec<(String, Vec<Digest>, Vec<u8>)> {
+fn publish(store: &Store) -> Result<Txn, StoreError> {
+    let txn = store.begin(Intent::Publish { name: name("a") })?;
+    let manifest = txn.commit_manifest(b"manifest")?;
+    txn.finish_publish(
+        &name("a"),
+        Published {
+            manifest,
+            info_hash: InfoHash([1; 20]),
+        },
+    )?;
+    Ok(txn)
+}
+
+type State = (String, Vec<Digest>, Vec<u8>, Option<Published>);
+
+fn state(store: &Store) -> Vec<State> {
     let listing = store.images().unwrap();
     assert!(listing.unreadable.is_empty(), "{:?}", listing.unreadable);
-    let of = |image: ImageRecord| (image.name.to_string(), image.chain, read(store.head_path(&image.name)).unwrap());
+    let of = |image: ImageRecord| {
+        (
+            image.name.to_string(),
+            image.chain,
+            read(store.head_path(&image.name)).unwrap(),
+            image.published,
+        )
+    };
     listing.images.into_iter().map(of).collect()
 }
 
@@ -114,4 +137,35 @@ fn a_disk_without_free_inodes_leaves_the_old_state() {
         (0..room).for_each(|n| std::fs::remove_file(fillers.join((made - 1 - n).to_string())).unwrap());
     };
     until_it_fits(&disk, &fill, &|| std::fs::remove_dir_all(&fillers).unwrap());
+}
+
+#[test]
+fn a_full_disk_is_made_room_on() {
+    let disk = SmallDisk::new("size=512k");
+    let store = Store::open(&disk.path().join("s")).unwrap();
+    image(&store, "a", &[1, 2]);
+    image(&store, "b", &[1]);
+    let mut filler = File::create(disk.path().join("filler")).unwrap();
+    while filler.write_all(&[1; 4096]).is_ok() {}
+    store.remove_image(&name("a")).unwrap().done().unwrap();
+    let store = Store::open(store.root()).unwrap();
+    assert_eq!(store.gc(false, &|_| false).unwrap().removed.len(), 1);
+    assert_eq!(state(&store).len(), 1);
+    assert!(is_tidy(&store));
+}
+
+#[test]
+fn a_link_across_file_systems_is_a_copy_with_the_same_holes() {
+    let disk = SmallDisk::new("size=1m");
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), disk.path().join("to"));
+    let file = File::create(&from).unwrap();
+    file.set_len(64 << 20).unwrap();
+    for at in [0, 5 << 20, (64 << 20) - 4096] {
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 4096], at).unwrap();
+    }
+    fs::link_or_copy(&from, &to).unwrap();
+    assert!(read(&from).unwrap() == read(&to).unwrap());
+    assert_eq!(to.metadata().unwrap().blocks() * 512, 3 * 4096);
+    assert_eq!(to.metadata().unwrap().permissions().mode() & 0o777, 0o400);
 }
