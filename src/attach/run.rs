@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 /// For what the kernel lets go of a moment later than it says: a backing file's last reference, a scanner that has a device open.
 const PATIENCE: Duration = Duration::from_secs(5);
-const DEAD_PATIENCE: Duration = Duration::from_secs(2);
+const DEAD_PATIENCE: Duration = Duration::from_millis(500);
 /// A server that ends has its last flush to do, and the disk may be slow.
 const SERVER_PATIENCE: Duration = Duration::from_secs(120);
 

@@ -58,8 +58,15 @@ pub fn run(place: &Path) -> Result<(), ServerError> {
             drop(ready);
             let served = server.run();
             let flushed = if disk.read_only() { Ok(()) } else { disk.flush() };
+            // First the image's lock, then ours: who waits for ours finds the image free.
+            let freed = File::open("/dev/null").and_then(|null| Ok(nix::unistd::dup2_stdin(null)?));
             drop(lock);
             served?;
+            freed.map_err(|source| ServerError::Io {
+                doing: "let go of the image of",
+                path: place.into(),
+                source,
+            })?;
             flushed.map_err(|source| ServerError::Flush {
                 path: place.into(),
                 source,
