@@ -85,7 +85,9 @@ impl<'a> Beneath<'a> {
         for end in ends {
             let (parent, name) = self.parent(&directory[..end])?;
             match mkdirat(&*parent, name, Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => {}
+                // Once more, as the process's umask may have taken bits away.
+                Ok(()) => chmodat(&*parent, name, Mode::from_raw_mode(0o755), AtFlags::empty())?,
+                Err(Errno::EXIST) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -128,13 +130,14 @@ impl<'a> Beneath<'a> {
         .map(File::from)
     }
 
-    /// Anything but a regular file.
+    /// Any node with its owner, mode, attributes and times; a regular file is empty.
     pub fn node(&mut self, path: &[u8], kind: &Kind, meta: &Meta) -> Result<()> {
         let (parent, name) = self.parent_or_make(path)?;
         let mode = Mode::from_raw_mode(0o600);
         let special = |kind, dev| move |dir: &OwnedFd, name: &[u8]| mknodat(dir, name, kind, mode, dev);
         match kind {
-            Kind::File | Kind::Directory => return self.make_directory(path, &parent, name, meta),
+            Kind::File => return finish_file(&self.create(path)?, meta),
+            Kind::Directory => return self.make_directory(path, &parent, name, meta),
             Kind::Hardlink(target) => return self.link(path, target),
             Kind::Symlink(target) => self.replacing(&parent, name, path, |dir, name| symlinkat(target.as_slice(), dir, name))?,
             Kind::Fifo => self.replacing(&parent, name, path, special(FileType::Fifo, 0))?,
@@ -160,8 +163,13 @@ impl<'a> Beneath<'a> {
     /// Makes the directory, or takes the one that is there; its mode, times and default ACL wait for [`Beneath::finish`].
     fn make_directory(&mut self, path: &[u8], parent: &OwnedFd, name: &[u8], meta: &Meta) -> Result<()> {
         match mkdirat(parent, name, Mode::from_raw_mode(0o700)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error),
+            Err(Errno::EXIST) => match FileType::from_raw_mode(stat(parent, name)?.st_mode) {
+                FileType::Directory => {}
+                // GNU tar follows it or replaces it, depending on an option; guessing wrong loses files.
+                FileType::Symlink => return Err(Errno::NOTDIR),
+                _ => self.replacing(parent, name, path, |dir, name| mkdirat(dir, name, Mode::from_raw_mode(0o700)))?,
+            },
+            other => other?,
         }
         let fd = openat(
             parent,

@@ -25,6 +25,8 @@ pub struct Pax {
     pub sparse: SparseRecords,
     /// Attributes in a form we do not read.
     pub skipped: u64,
+    /// Bytes in `xattrs`, which several headers may fill.
+    held: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -72,10 +74,18 @@ impl Pax {
             b"GNU.sparse.numbytes" => {
                 let offset = sparse.offset.take().ok_or("a sparse length without an offset")?;
                 sparse.map.push((offset, number(value)?));
+                super::sparse::check_count(sparse.map.len())?;
             }
             b"GNU.sparse.map" => sparse.map = map(value)?,
             _ if key.starts_with(XATTR) && key.len() > XATTR.len() => {
-                self.xattrs.insert(decode(&key[XATTR.len()..]), value.to_vec());
+                let name = decode(&key[XATTR.len()..]);
+                self.held += (name.len() + value.len()) as u64;
+                if let Some(old) = self.xattrs.insert(name.clone(), value.to_vec()) {
+                    self.held -= (name.len() + old.len()) as u64;
+                }
+                if self.held > MAX_RECORDS {
+                    return Err("its attributes are longer than 1 MiB");
+                }
             }
             _ if key.starts_with(b"SCHILY.acl.") || key == b"RHT.security.selinux" => self.skipped += 1,
             _ => {}

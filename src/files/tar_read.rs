@@ -69,7 +69,7 @@ impl<R: Read> Archive<R> {
                 b'g' => {
                     let records = self.long_record(&header)?;
                     self.globals.read(&records).map_err(|why| self.refuse(&header, why))?;
-                    if !self.globals.may_be_global() || self.globals.xattrs.len() > 1024 {
+                    if !self.globals.may_be_global() {
                         return Err(self.refuse(&header, "a global PAX header may not name, resize or map the files after it"));
                     }
                     pax.read(&records).map_err(|why| self.refuse(&header, why))?;

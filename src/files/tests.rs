@@ -79,9 +79,11 @@ fn names_links_and_modes_arrive() {
         .hardlink("again", "./usr/lib/x")
         .file("twice", b"first")
         .file("twice", b"second")
+        .file("file-then-dir", b"")
+        .dir("file-then-dir/")
         .end();
     let stats = place.import(&tar).unwrap();
-    assert_eq!(stats.entries, 10);
+    assert_eq!(stats.entries, 12);
     let root = place.root();
     assert_eq!(fs::read(root.join("usr/lib/x")).unwrap(), b"through a link");
     assert_eq!(
@@ -91,6 +93,7 @@ fn names_links_and_modes_arrive() {
     assert_eq!(fs::read(root.join(&long)).unwrap(), b"long");
     assert_eq!(fs::read(root.join("pax\nname")).unwrap(), b"pax");
     assert_eq!(fs::read(root.join("twice")).unwrap(), b"second");
+    assert!(root.join("file-then-dir").is_dir());
     assert_eq!(fs::read_link(root.join("lib")).unwrap(), PathBuf::from("usr/lib"));
     assert_eq!(fs::metadata(root.join("not/named")).unwrap().mode() & 0o7777, 0o755);
     place.assert_outside_untouched("a good archive");

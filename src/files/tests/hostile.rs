@@ -238,6 +238,16 @@ fn impossible_numbers_are_refused() {
                 .end(),
             "1 MiB",
         ),
+        (
+            "attributes in many headers",
+            (0..40)
+                .fold(Tar::new(), |tar, i| {
+                    tar.pax(&[(format!("SCHILY.xattr.user.{i}").as_str(), &[1; 60_000])])
+                })
+                .file("huge", b"")
+                .end(),
+            "attributes",
+        ),
         ("sparse past the end", sparse(&[(0, 4), (4096, 4)], 4097), "past the end"),
         ("sparse overlaps", sparse(&[(0, 4), (2, 4)], 4096), "overlaps"),
         ("sparse backwards", sparse(&[(4096, 4), (0, 4)], 8192), "out of order"),

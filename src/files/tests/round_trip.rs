@@ -276,3 +276,71 @@ fn a_copy_into_its_own_source_ends() {
     assert_eq!(stats.entries, 2);
     assert!(inner.join("x").exists() && !inner.join("mnt").exists());
 }
+
+/// A small ext4 of its own, unmounted (and its loop device freed) when dropped.
+struct Mounted {
+    dir: tempfile::TempDir,
+}
+
+impl Mounted {
+    fn new(size: u64) -> Mounted {
+        let dir = tempfile::TempDir::with_prefix("blockbt-test-files-").unwrap();
+        let image = dir.path().join("image");
+        fs::File::create(&image).unwrap().set_len(size).unwrap();
+        fs::create_dir(dir.path().join("mnt")).unwrap();
+        run("mkfs.ext4", &["-q", "-F", image.to_str().unwrap()]);
+        run(
+            "mount",
+            &["-o", "loop", image.to_str().unwrap(), dir.path().join("mnt").to_str().unwrap()],
+        );
+        Mounted { dir }
+    }
+
+    fn root(&self) -> std::path::PathBuf {
+        self.dir.path().join("mnt")
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let done = Command::new("umount")
+            .arg(self.root())
+            .status()
+            .is_ok_and(|status| status.success());
+        if !done && !std::thread::panicking() {
+            panic!("{} is still mounted", self.root().display());
+        }
+    }
+}
+
+#[test]
+fn a_file_system_comes_out_without_the_lost_and_found_of_mkfs() {
+    let from = Mounted::new(64 << 20);
+    make_tree(&from.root());
+    let to = Place::new();
+    let mut bytes = Vec::new();
+    tar_out::export(&open_root(&from.root()).unwrap(), &mut bytes, &mut |_, _| {}).unwrap();
+    tar_in::import(bytes.as_slice(), &open_root(&to.root()).unwrap(), &mut |_, _| {}).unwrap();
+    assert!(!to.root().join("lost+found").exists());
+    fs::remove_dir(from.root().join("lost+found")).unwrap();
+    set_time(&from.root(), 5, 6);
+    assert_same(&from.root(), &to.root());
+    let again = Mounted::new(64 << 20);
+    tree_in::import(&to.root(), &open_root(&again.root()).unwrap(), &mut |_, _| {}).unwrap();
+    fs::remove_dir(again.root().join("lost+found")).unwrap();
+    set_time(&again.root(), 5, 6);
+    assert_same(&from.root(), &again.root());
+}
+
+#[test]
+fn a_full_disk_says_so_and_names_the_entry() {
+    use super::build::Tar;
+    let to = Mounted::new(4 << 20);
+    let tar = Tar::new().file("fits", b"x").file("does-not", &vec![1; 8 << 20]).end();
+    let error = tar_in::import(tar.as_slice(), &open_root(&to.root()).unwrap(), &mut |_, _| {}).unwrap_err();
+    assert!(error.is_disk_full() && error.to_string().contains("does-not"), "{error}");
+    let from = Place::new();
+    fs::write(from.root().join("does-not"), vec![1; 8 << 20]).unwrap();
+    let error = tree_in::import(&from.root(), &open_root(&to.root()).unwrap(), &mut |_, _| {}).unwrap_err();
+    assert!(error.is_disk_full() && error.to_string().contains("does-not"), "{error}");
+}
