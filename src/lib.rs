@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 pub mod blockio;
+pub mod front;
 pub mod ids;
 pub mod service;
 pub mod units;

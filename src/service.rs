@@ -7,7 +7,7 @@ mod error;
 mod reply;
 mod request;
 
-pub use error::{ErrorKind, ServiceError};
+pub use error::{ErrorKind, ServiceError, plain};
 pub use reply::*;
 pub use request::*;
 
