@@ -55,8 +55,15 @@ impl Layer {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => return Ok(Layer::default()),
             Err(source) => return Err(ConfigError::Read { path: path.into(), source }),
         };
-        let layer: Layer = toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })?;
-        let bad = |key, why| ConfigError::Value { path: path.into(), key, why };
+        let layer: Layer = toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.into(),
+            source: Box::new(source),
+        })?;
+        let bad = |key, why| ConfigError::Value {
+            path: path.into(),
+            key,
+            why,
+        };
         for node in layer.bootstrap.iter().flatten() {
             host_port(node).map_err(|why| bad("bootstrap", why))?;
         }
@@ -82,14 +89,24 @@ impl Layer {
     pub fn finish(self) -> Result<Config, ConfigError> {
         let root = self.root.unwrap_or_else(|| DEFAULT_ROOT.into());
         let root = std::path::absolute(&root).map_err(|source| ConfigError::Root { path: root, source })?;
-        let listen = self.listen.unwrap_or_else(|| DEFAULT_LISTEN.parse().expect("the default address is one"));
+        let listen = self
+            .listen
+            .unwrap_or_else(|| DEFAULT_LISTEN.parse().expect("the default address is one"));
         let dht_listen = self.dht_listen.unwrap_or(listen);
         let bootstrap = match self.bootstrap {
             None => Bootstrap::Public,
             Some(nodes) => Bootstrap::Nodes(nodes.into_iter().filter(|node| node != NO_NODES).collect()),
         };
         let dht_listen = self.dht.unwrap_or(true).then_some(dht_listen);
-        Ok(Config { settings: Settings { root, listen, dht_listen, bootstrap }, log: self.log.unwrap_or_else(|| DEFAULT_LOG.into()) })
+        Ok(Config {
+            settings: Settings {
+                root,
+                listen,
+                dht_listen,
+                bootstrap,
+            },
+            log: self.log.unwrap_or_else(|| DEFAULT_LOG.into()),
+        })
     }
 }
 
@@ -117,7 +134,10 @@ mod tests {
     #[test]
     fn flags_go_over_the_file_and_the_file_over_defaults() {
         let file = read("root = \"/srv/b\"\nlisten = \"127.0.0.1:1\"\nbootstrap = [\"a:1\"]\n").unwrap();
-        let flags = Layer { root: Some("/x".into()), ..Layer::default() };
+        let flags = Layer {
+            root: Some("/x".into()),
+            ..Layer::default()
+        };
         let config = flags.over(file).finish().unwrap();
         assert_eq!(config.settings.root, Path::new("/x"));
         assert_eq!(config.settings.listen, "127.0.0.1:1".parse().unwrap());
@@ -136,7 +156,11 @@ mod tests {
 
     #[test]
     fn none_is_a_list_without_nodes_and_dht_can_be_off() {
-        let layer = Layer { bootstrap: Some(vec!["none".into()]), dht: Some(false), ..Layer::default() };
+        let layer = Layer {
+            bootstrap: Some(vec!["none".into()]),
+            dht: Some(false),
+            ..Layer::default()
+        };
         let settings = layer.finish().unwrap().settings;
         assert_eq!((settings.bootstrap, settings.dht_listen), (Bootstrap::Nodes(vec![]), None));
     }

@@ -47,9 +47,15 @@ fn log(filter: &str) -> Result<(), ServiceError> {
     let wrong = |error: &(dyn std::error::Error + 'static)| {
         ServiceError::new(ErrorKind::Usage, format!("log filter \"{}\"", crate::ids::clip(filter))).because(Some(error))
     };
-    let filter = tracing_subscriber::EnvFilter::builder().parse(filter).map_err(|error| wrong(&error))?;
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .parse(filter)
+        .map_err(|error| wrong(&error))?;
     // Where something logs already (a test), it goes on doing so.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .try_init();
     Ok(())
 }
 
@@ -58,14 +64,20 @@ pub fn run(config: &Config, backend: &dyn Backend) -> Result<(), ServiceError> {
     log(&config.log)?;
     let settings = &config.settings;
     let claim = Claim::take(&backend.make_run_dir(&settings.root)?).map_err(claim_error)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| failed("runtime", &error))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| failed("runtime", &error))?;
     // Before the store is opened: a signal from here on is a clean stop.
     let (stop_now, stop) = watch::channel(false);
-    runtime.spawn(stop_on_signals({
-        let _in_runtime = runtime.enter();
-        let hook = |kind| signal(kind).map_err(|error| failed("signals", &error));
-        (hook(SignalKind::terminate())?, hook(SignalKind::interrupt())?)
-    }, stop_now));
+    runtime.spawn(stop_on_signals(
+        {
+            let _in_runtime = runtime.enter();
+            let hook = |kind| signal(kind).map_err(|error| failed("signals", &error));
+            (hook(SignalKind::terminate())?, hook(SignalKind::interrupt())?)
+        },
+        stop_now,
+    ));
     let handler = backend.open(settings, Role::Daemon)?;
     let listener = claim.listen().map_err(claim_error)?;
     let server = Server::new(handler.clone(), settings.root.clone(), Limits::default());
@@ -79,7 +91,10 @@ pub fn run(config: &Config, backend: &dyn Backend) -> Result<(), ServiceError> {
     served.map_err(|error| failed("socket", &error))
 }
 
-async fn stop_on_signals((mut terminate, mut interrupt): (tokio::signal::unix::Signal, tokio::signal::unix::Signal), stop: watch::Sender<bool>) {
+async fn stop_on_signals(
+    (mut terminate, mut interrupt): (tokio::signal::unix::Signal, tokio::signal::unix::Signal),
+    stop: watch::Sender<bool>,
+) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

@@ -19,6 +19,9 @@ pub use claim::{Claim, ClaimError, LOCK_NAME, SOCKET_NAME};
 pub use client::{Client, ConnectError};
 pub use server::{Limits, Server};
 
+#[cfg(test)]
+mod tests;
+
 use crate::service::{ErrorKind, ServiceError};
 use serde::{Deserialize, Serialize};
 

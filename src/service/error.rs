@@ -32,7 +32,11 @@ pub struct ServiceError {
 
 impl ServiceError {
     pub fn new(kind: ErrorKind, message: impl fmt::Display) -> ServiceError {
-        ServiceError { kind, message: plain(&message.to_string()), causes: Vec::new() }
+        ServiceError {
+            kind,
+            message: plain(&message.to_string()),
+            causes: Vec::new(),
+        }
     }
 
     /// Takes message and causes from `error` and what is under it.
@@ -70,7 +74,15 @@ impl Error for ServiceError {}
 
 /// `text` with its control characters escaped, so that it can be shown on a terminal.
 pub fn plain(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+    text.chars()
+        .flat_map(|c| {
+            if c.is_control() {
+                c.escape_default().collect::<Vec<_>>()
+            } else {
+                vec![c]
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -88,7 +100,10 @@ mod tests {
 
     #[test]
     fn causes_are_listed_and_control_characters_escaped() {
-        let outer = Outer { path: "a\u{1b}[2Jb", cause: io::Error::from(io::ErrorKind::StorageFull) };
+        let outer = Outer {
+            path: "a\u{1b}[2Jb",
+            cause: io::Error::from(io::ErrorKind::StorageFull),
+        };
         let error = ServiceError::from_error(ErrorKind::Failed, &outer);
         assert_eq!(error.to_string(), "write of a\\u{1b}[2Jb: no storage space");
     }

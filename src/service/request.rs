@@ -201,7 +201,10 @@ impl<'de> Deserialize<'de> for MakeFs {
             "ext4" => Ok(MakeFs::Ext4),
             "xfs" => Ok(MakeFs::Xfs),
             "none" => Ok(MakeFs::None),
-            other => Err(serde::de::Error::custom(format!("file system \"{}\": want ext4, xfs or none", crate::ids::clip(other)))),
+            other => Err(serde::de::Error::custom(format!(
+                "file system \"{}\": want ext4, xfs or none",
+                crate::ids::clip(other)
+            ))),
         }
     }
 }
@@ -235,7 +238,9 @@ impl Request {
                 return Err(RequestError::Conflict("a message is at most 16 KiB"));
             }
             Request::Pull(pull) if pull.link.len() > MAX_TEXT || pull.bootstrap.len() > 64 => {
-                return Err(RequestError::Conflict("a link is at most 16 KiB, and there are at most 64 bootstrap nodes"));
+                return Err(RequestError::Conflict(
+                    "a link is at most 16 KiB, and there are at most 64 bootstrap nodes",
+                ));
             }
             Request::Clone(clone) if clone.source == clone.target => {
                 return Err(RequestError::Conflict("source and target are the same image"));

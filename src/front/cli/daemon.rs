@@ -11,10 +11,19 @@ use std::path::{Path, PathBuf};
 ///
 /// It may stop or die at any time: what is mounted stays mounted.
 #[derive(Debug, Parser)]
-#[command(name = "blockbtd", version, term_width = 100, max_term_width = 100, disable_help_subcommand = true, args_conflicts_with_subcommands = true)]
-#[command(after_help = "Flags go over BLOCKBT_* variables, those over the settings file. Its keys: root, listen, dht_listen, bootstrap, dht, log.\n\n\
+#[command(
+    name = "blockbtd",
+    version,
+    term_width = 100,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    args_conflicts_with_subcommands = true
+)]
+#[command(
+    after_help = "Flags go over BLOCKBT_* variables, those over the settings file. Its keys: root, listen, dht_listen, bootstrap, dht, log.\n\n\
                   Examples:\n  blockbtd\n  blockbtd --root /srv/blockbt --bootstrap dht.example.org:6981\n  \
-                  blockbtd --listen 10.0.0.1:6981 --bootstrap none")]
+                  blockbtd --listen 10.0.0.1:6981 --bootstrap none"
+)]
 pub struct Daemon {
     /// The store [default: /var/lib/blockbt]
     #[arg(long, value_name = "DIR", env = "BLOCKBT_ROOT", hide_env_values = true)]

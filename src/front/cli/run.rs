@@ -38,7 +38,10 @@ pub fn main(backend: &dyn Backend) -> Exit {
 }
 
 fn run(cli: Cli, backend: &dyn Backend) -> Result<Exit, ServiceError> {
-    let asked = cli.command.asked().map_err(|error| ServiceError::new(ErrorKind::Usage, "path").because(Some(&error)))?;
+    let asked = cli
+        .command
+        .asked()
+        .map_err(|error| ServiceError::new(ErrorKind::Usage, "path").because(Some(&error)))?;
     let request = match asked {
         Asked::Verb(request) => request,
         Asked::Completions(shell) => {
@@ -48,7 +51,9 @@ fn run(cli: Cli, backend: &dyn Backend) -> Result<Exit, ServiceError> {
         }
         Asked::Man(dir) => return man(&dir),
     };
-    request.check().map_err(|error| ServiceError::from_error(ErrorKind::Usage, &error))?;
+    request
+        .check()
+        .map_err(|error| ServiceError::from_error(ErrorKind::Usage, &error))?;
     let reply = {
         let bars = if cli.global.quiet { None } else { Bars::on_terminal() };
         handler(&cli.global, backend, &request)?.handle(request, bars.as_ref().map_or(&Quiet, |bars| bars))?
@@ -80,7 +85,10 @@ fn handler(global: &Global, backend: &dyn Backend, request: &Request) -> Result<
 }
 
 fn settings(global: &Global) -> Result<Settings, ServiceError> {
-    let flags = Layer { root: global.root.clone(), ..Layer::default() };
+    let flags = Layer {
+        root: global.root.clone(),
+        ..Layer::default()
+    };
     let merged = file_layer(global.config.as_deref()).and_then(|file| flags.over(file).finish());
     Ok(merged.map_err(|error| ServiceError::from_error(ErrorKind::Usage, &error))?.settings)
 }

@@ -36,21 +36,49 @@ pub fn human(reply: &Reply) -> String {
         Reply::Create(r) => line(&mut out, format!("{}: {} disk, {}", r.name, r.virtual_size_bytes, r.file_system)),
         Reply::Import(r) => import(&mut out, r),
         Reply::Clone(r) => {
-            line(&mut out, format!("{}: clone of {}, {} deltas shared, {}.{:03} ms", r.name, r.source, r.deltas, r.took_us / 1000, r.took_us % 1000));
+            line(
+                &mut out,
+                format!(
+                    "{}: clone of {}, {} deltas shared, {}.{:03} ms",
+                    r.name,
+                    r.source,
+                    r.deltas,
+                    r.took_us / 1000,
+                    r.took_us % 1000
+                ),
+            );
         }
-        Reply::Mount(r) => line(&mut out, format!("{}{}", r.dir.display(), if r.read_only { " (read-only)" } else { "" })),
+        Reply::Mount(r) => line(
+            &mut out,
+            format!("{}{}", r.dir.display(), if r.read_only { " (read-only)" } else { "" }),
+        ),
         Reply::Umount(r) => line(&mut out, format!("{}: unmounted from {}", r.name, r.dir.display())),
-        Reply::Attach(r) => line(&mut out, format!("{}{}", r.device.display(), if r.read_only { " (read-only)" } else { "" })),
+        Reply::Attach(r) => line(
+            &mut out,
+            format!("{}{}", r.device.display(), if r.read_only { " (read-only)" } else { "" }),
+        ),
         Reply::Detach(r) => line(&mut out, format!("{}: detached from {}", r.name, r.device.display())),
         Reply::Commit(r) => match r.digest {
             Some(digest) => {
-                line(&mut out, format!("{}: {} changed, sealed in {} ms", r.name, r.changed_bytes, r.took_ms));
+                line(
+                    &mut out,
+                    format!("{}: {} changed, sealed in {} ms", r.name, r.changed_bytes, r.took_ms),
+                );
                 line(&mut out, format!("delta {digest}, {}", r.delta_bytes));
             }
             None => line(&mut out, format!("{}: nothing to commit", r.name)),
         },
         Reply::Diff(r) => diff(&mut out, r),
-        Reply::Export(r) => line(&mut out, format!("{}: {} written to {} in {} ms", r.name, r.written_bytes, r.target.display(), r.took_ms)),
+        Reply::Export(r) => line(
+            &mut out,
+            format!(
+                "{}: {} written to {} in {} ms",
+                r.name,
+                r.written_bytes,
+                r.target.display(),
+                r.took_ms
+            ),
+        ),
         Reply::Info(r) => info(&mut out, r),
         Reply::List(r) => list(&mut out, r),
         Reply::Tree(r) => tree(&mut out, r),
@@ -59,13 +87,21 @@ pub fn human(reply: &Reply) -> String {
         Reply::Rm(r) => {
             line(&mut out, format!("{}: removed", r.name));
             if r.unreferenced_objects > 0 {
-                line(&mut out, format!("gc would free {} in {} deltas", r.unreferenced_bytes, r.unreferenced_objects));
+                line(
+                    &mut out,
+                    format!("gc would free {} in {} deltas", r.unreferenced_bytes, r.unreferenced_objects),
+                );
             }
         }
         Reply::Gc(r) => {
-            r.removed.iter().for_each(|object| line(&mut out, format!("{} {}", object.digest, object.stored_bytes)));
+            r.removed
+                .iter()
+                .for_each(|object| line(&mut out, format!("{} {}", object.digest, object.stored_bytes)));
             let would = if r.dry_run { "would free" } else { "freed" };
-            line(&mut out, format!("{would} {} in {} deltas, {} kept", r.freed_bytes, r.removed.len(), r.kept_objects));
+            line(
+                &mut out,
+                format!("{would} {} in {} deltas, {} kept", r.freed_bytes, r.removed.len(), r.kept_objects),
+            );
         }
         Reply::Publish(r) => {
             line(&mut out, r.link.clone());
@@ -75,7 +111,13 @@ pub fn human(reply: &Reply) -> String {
         }
         Reply::Pull(r) => {
             let new = r.deltas.saturating_sub(r.skipped_deltas);
-            line(&mut out, format!("{}: {} fetched in {} deltas, {} were here, {} ms", r.name, r.fetched_bytes, new, r.skipped_deltas, r.took_ms));
+            line(
+                &mut out,
+                format!(
+                    "{}: {} fetched in {} deltas, {} were here, {} ms",
+                    r.name, r.fetched_bytes, new, r.skipped_deltas, r.took_ms
+                ),
+            );
         }
         Reply::Peers(r) => peers(&mut out, r),
     }
@@ -88,10 +130,22 @@ fn line(out: &mut String, text: String) {
 
 fn import(out: &mut String, r: &ImportReply) {
     let entries = r.entries.map(|entries| format!(", {entries} entries")).unwrap_or_default();
-    line(out, format!("{}: {} disk, {}{entries}, {} stored", r.name, r.virtual_size_bytes, r.file_system, r.stored_bytes));
+    line(
+        out,
+        format!(
+            "{}: {} disk, {}{entries}, {} stored",
+            r.name, r.virtual_size_bytes, r.file_system, r.stored_bytes
+        ),
+    );
     line(out, format!("delta {}", r.digest));
     let parts = &r.parts;
-    line(out, format!("write {} ms, seal {} ms, hash {} ms, sync {} ms", parts.write_ms, parts.seal_ms, parts.hash_ms, parts.sync_ms));
+    line(
+        out,
+        format!(
+            "write {} ms, seal {} ms, hash {} ms, sync {} ms",
+            parts.write_ms, parts.seal_ms, parts.hash_ms, parts.sync_ms
+        ),
+    );
 }
 
 fn diff(out: &mut String, r: &DiffReply) {
@@ -110,7 +164,11 @@ fn info(out: &mut String, r: &InfoReply) {
     line(out, format!("disk       {}, {}", r.virtual_size_bytes, r.file_system));
     match &r.attached {
         Some(attached) => {
-            let dir = attached.dir.as_ref().map(|dir| format!(" on {}", dir.display())).unwrap_or_default();
+            let dir = attached
+                .dir
+                .as_ref()
+                .map(|dir| format!(" on {}", dir.display()))
+                .unwrap_or_default();
             let mode = if attached.read_only { ", read-only" } else { "" };
             line(out, format!("attached   {}{dir}{mode}", attached.device.display()));
         }
@@ -140,7 +198,12 @@ fn info(out: &mut String, r: &InfoReply) {
         out.push('\n');
     }
     for entry in &r.history {
-        line(out, format!("{}  {}  {}", time(entry.time_unix_seconds), entry.verb, entry.detail).trim_end().into());
+        line(
+            out,
+            format!("{}  {}  {}", time(entry.time_unix_seconds), entry.verb, entry.detail)
+                .trim_end()
+                .into(),
+        );
     }
 }
 
@@ -174,9 +237,18 @@ fn tree(out: &mut String, r: &TreeReply) {
         if !seen.insert(delta.digest) {
             continue;
         }
-        let indent = if depth == 0 { String::new() } else { format!("{}└─ ", "   ".repeat(depth.min(40) - 1)) };
+        let indent = if depth == 0 {
+            String::new()
+        } else {
+            format!("{}└─ ", "   ".repeat(depth.min(40) - 1))
+        };
         let names: Vec<String> = delta.images.iter().map(|name| name.to_string()).collect();
-        line(out, format!("{indent}{} {}  {}", short(delta.digest), delta.stored_bytes, names.join(", ")).trim_end().into());
+        line(
+            out,
+            format!("{indent}{} {}  {}", short(delta.digest), delta.stored_bytes, names.join(", "))
+                .trim_end()
+                .into(),
+        );
         let children: Vec<_> = r.deltas.iter().filter(|child| child.parent == Some(delta.digest)).collect();
         todo.extend(children.into_iter().rev().map(|child| (depth + 1, child)));
     }
@@ -185,7 +257,11 @@ fn tree(out: &mut String, r: &TreeReply) {
 fn check(out: &mut String, r: &CheckReply) {
     for finding in &r.findings {
         let mut place = finding.path.display().to_string();
-        for (word, number) in [("area", finding.area), ("exception", finding.exception), ("offset", finding.offset_bytes.map(|at| at.0))] {
+        for (word, number) in [
+            ("area", finding.area),
+            ("exception", finding.exception),
+            ("offset", finding.offset_bytes.map(|at| at.0)),
+        ] {
             if let Some(number) = number {
                 let _ = write!(place, ", {word} {number}");
             }
@@ -193,15 +269,28 @@ fn check(out: &mut String, r: &CheckReply) {
         line(out, format!("{place}: {}: {}", finding.kind, finding.text));
     }
     if let Some(rebuilt) = &r.rebuilt {
-        line(out, format!("catalogue made anew: {} images, {} objects", rebuilt.images, rebuilt.objects));
+        line(
+            out,
+            format!("catalogue made anew: {} images, {} objects", rebuilt.images, rebuilt.objects),
+        );
     }
-    let found = if r.findings.is_empty() { "nothing wrong".into() } else { format!("{} findings", r.findings.len()) };
-    line(out, format!("{} images, {} objects, {} read: {found}", r.images, r.objects, r.read_bytes));
+    let found = if r.findings.is_empty() {
+        "nothing wrong".into()
+    } else {
+        format!("{} findings", r.findings.len())
+    };
+    line(
+        out,
+        format!("{} images, {} objects, {} read: {found}", r.images, r.objects, r.read_bytes),
+    );
 }
 
 fn peers(out: &mut String, r: &PeersReply) {
     for object in &r.objects {
-        line(out, format!("{} {}  {} of {}", object.kind, object.id, object.have_bytes, object.size_bytes));
+        line(
+            out,
+            format!("{} {}  {} of {}", object.kind, object.id, object.have_bytes, object.size_bytes),
+        );
         if object.peers.is_empty() {
             continue;
         }

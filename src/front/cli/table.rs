@@ -13,7 +13,10 @@ pub struct Table {
 
 impl Table {
     pub fn new(heading: &[&str], right: &'static [usize]) -> Table {
-        Table { rows: vec![heading.iter().map(|text| text.to_string()).collect()], right }
+        Table {
+            rows: vec![heading.iter().map(|text| text.to_string()).collect()],
+            right,
+        }
     }
 
     pub fn row(&mut self, cells: Vec<String>) {
@@ -21,7 +24,13 @@ impl Table {
     }
 
     pub fn print(&self, out: &mut String) {
-        let width = |column: usize| self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+        let width = |column: usize| {
+            self.rows
+                .iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.chars().count())
+                .max()
+        };
         let widths: Vec<usize> = (0..).map_while(width).collect();
         for row in &self.rows {
             let mut line = String::new();
@@ -63,9 +72,18 @@ pub fn time(unix_seconds: u64) -> String {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", second / 3_600, second / 60 % 60, second % 60)
+    format!(
+        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC",
+        second / 3_600,
+        second / 60 % 60,
+        second % 60
+    )
 }
 
 #[cfg(test)]

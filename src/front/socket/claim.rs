@@ -2,6 +2,8 @@
 //!
 //! Refuses to know HTTP. Invariant: a socket file is removed only by who holds the lock, so never a living daemon's.
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -16,7 +18,11 @@ pub enum ClaimError {
     #[error("a daemon for this store runs already: {} is locked", path.display())]
     Taken { path: PathBuf },
     #[error("{what} {}", path.display())]
-    Io { what: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
 }
 
 /// The right to be this store's daemon, as long as it lives; the kernel gives it back when the process dies.
@@ -32,21 +38,44 @@ impl Claim {
             let path = path.to_path_buf();
             move |source| ClaimError::Io { what, path, source }
         };
-        DirBuilder::new().recursive(true).mode(0o700).create(run_dir).map_err(failed("directory", run_dir))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(run_dir)
+            .map_err(failed("directory", run_dir))?;
         std::fs::set_permissions(run_dir, Permissions::from_mode(0o700)).map_err(failed("directory", run_dir))?;
         let path = run_dir.join(LOCK_NAME);
-        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed("lock", &path))?;
-        match lock.try_lock() {
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed("lock", &path))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(ClaimError::Taken { path }),
-            Err(std::fs::TryLockError::Error(source)) => return Err(ClaimError::Io { what: "lock", path, source }),
+            Err(Errno::WOULDBLOCK) => return Err(ClaimError::Taken { path }),
+            Err(error) => {
+                return Err(ClaimError::Io {
+                    what: "lock",
+                    path,
+                    source: error.into(),
+                });
+            }
         }
-        Ok(Claim { socket: run_dir.join(SOCKET_NAME), _lock: lock })
+        Ok(Claim {
+            socket: run_dir.join(SOCKET_NAME),
+            _lock: lock,
+        })
     }
 
     /// Listens. What a dead daemon left is replaced; nobody but the owner can connect at any time, as the directory is 0700.
     pub fn listen(&self) -> Result<UnixListener, ClaimError> {
-        let failed = |source| ClaimError::Io { what: "socket", path: self.socket.clone(), source };
+        let failed = |source| ClaimError::Io {
+            what: "socket",
+            path: self.socket.clone(),
+            source,
+        };
         match std::fs::remove_file(&self.socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}

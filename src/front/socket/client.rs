@@ -48,7 +48,9 @@ impl Client {
     pub fn connect(path: &Path) -> Result<Client, ConnectError> {
         let stream = UnixStream::connect(path).and_then(|stream| stream.set_nonblocking(true).map(|()| stream));
         match stream {
-            Ok(stream) => Ok(Client { stream: Mutex::new(Some(stream)) }),
+            Ok(stream) => Ok(Client {
+                stream: Mutex::new(Some(stream)),
+            }),
             Err(source) => Err(ConnectError { path: path.into(), source }),
         }
     }
@@ -63,8 +65,16 @@ impl Client {
     }
 
     fn talk(&self, verb: &str, arguments: Vec<u8>, progress: &dyn Progress) -> Result<Line, TalkError> {
-        let stream = self.stream.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take().ok_or(TalkError::Used)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(TalkError::Runtime)?;
+        let stream = self
+            .stream
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .take()
+            .ok_or(TalkError::Used)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(TalkError::Runtime)?;
         runtime.block_on(async {
             let stream = tokio::net::UnixStream::from_std(stream).map_err(TalkError::Runtime)?;
             let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -100,7 +110,9 @@ impl Client {
 
 impl Handler for Client {
     fn handle(&self, request: Request, progress: &dyn Progress) -> Result<Reply, ServiceError> {
-        let arguments = request.to_json().map_err(|error| ServiceError::from_error(ErrorKind::Usage, &error))?;
+        let arguments = request
+            .to_json()
+            .map_err(|error| ServiceError::from_error(ErrorKind::Usage, &error))?;
         let talk = |error: TalkError| ServiceError::new(ErrorKind::Failed, "daemon").because(Some(&error));
         match self.talk(request.verb(), arguments, progress).map_err(talk)? {
             Line::Error(error) => Err(error),

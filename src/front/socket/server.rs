@@ -66,14 +66,26 @@ impl Server {
     pub fn new(handler: Arc<dyn Handler>, root: PathBuf, limits: Limits) -> Server {
         let long = Arc::new(Semaphore::new(limits.long_verbs));
         let quick = Arc::new(Semaphore::new(limits.quick_verbs));
-        Server { shared: Arc::new(Shared { handler, root, limits, long, quick, stopping: Arc::default() }) }
+        Server {
+            shared: Arc::new(Shared {
+                handler,
+                root,
+                limits,
+                long,
+                quick,
+                stopping: Arc::default(),
+            }),
+        }
     }
 
     /// Answers until `stop` is true or gone; then lets verbs under way finish, for as long as the limits say.
     pub async fn serve(self, listener: UnixListener, mut stop: watch::Receiver<bool>) -> std::io::Result<()> {
         let shared = self.shared;
         let listener = tokio::net::UnixListener::from_std(listener)?;
-        let router = Router::new().route("/v1/version", get(version)).route("/v1/{verb}", post(verb)).fallback(no_such_path);
+        let router = Router::new()
+            .route("/v1/version", get(version))
+            .route("/v1/{verb}", post(verb))
+            .fallback(no_such_path);
         let router = router.with_state(shared.clone());
         let slots = Arc::new(Semaphore::new(shared.limits.connections));
         loop {
@@ -94,7 +106,10 @@ impl Server {
             let (mut stop, request_time) = (stop.clone(), shared.limits.request_time);
             tokio::spawn(async move {
                 let mut server = hyper::server::conn::http1::Builder::new();
-                server.timer(TokioTimer::new()).header_read_timeout(request_time).max_buf_size(64 << 10);
+                server
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(request_time)
+                    .max_buf_size(64 << 10);
                 let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
                 let ended = tokio::select! {
                     ended = &mut connection => ended,
@@ -112,7 +127,10 @@ impl Server {
         drop(listener);
         shared.stopping.store(true, Ordering::Relaxed);
         let all = u32::try_from(shared.limits.connections).unwrap_or(u32::MAX);
-        if tokio::time::timeout(shared.limits.stop_time, slots.acquire_many(all)).await.is_err() {
+        if tokio::time::timeout(shared.limits.stop_time, slots.acquire_many(all))
+            .await
+            .is_err()
+        {
             tracing::warn!("verbs are still under way; the next start tidies up after them");
         }
         Ok(())
@@ -125,12 +143,19 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 async fn version(State(shared): State<Arc<Shared>>) -> Response {
-    let version = Version { version: env!("CARGO_PKG_VERSION").into(), pid: std::process::id(), root: shared.root.clone() };
+    let version = Version {
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        root: shared.root.clone(),
+    };
     axum::Json(version).into_response()
 }
 
 async fn no_such_path() -> Response {
-    refuse(StatusCode::NOT_FOUND, ServiceError::new(ErrorKind::Usage, "want POST /v1/<verb> or GET /v1/version"))
+    refuse(
+        StatusCode::NOT_FOUND,
+        ServiceError::new(ErrorKind::Usage, "want POST /v1/<verb> or GET /v1/version"),
+    )
 }
 
 async fn verb(State(shared): State<Arc<Shared>>, Path(verb): Path<String>, body: Body) -> Response {
@@ -139,7 +164,10 @@ async fn verb(State(shared): State<Arc<Shared>>, Path(verb): Path<String>, body:
     let body = match tokio::time::timeout(shared.limits.request_time, Limited::new(body, limit).collect()).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            return refuse(StatusCode::PAYLOAD_TOO_LARGE, usage(format!("arguments of more than {limit} bytes")));
+            return refuse(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                usage(format!("arguments of more than {limit} bytes")),
+            );
         }
         Ok(Err(error)) => return refuse(StatusCode::BAD_REQUEST, usage("body".into()).because(Some(&*error))),
         Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, usage("the body did not arrive in time".into())),
@@ -148,13 +176,23 @@ async fn verb(State(shared): State<Arc<Shared>>, Path(verb): Path<String>, body:
         Ok(request) => request,
         Err(error) => {
             let error = ServiceError::from_error(ErrorKind::Usage, &error);
-            return refuse(if Request::VERBS.contains(&&*verb) { StatusCode::BAD_REQUEST } else { StatusCode::NOT_FOUND }, error);
+            return refuse(
+                if Request::VERBS.contains(&&*verb) {
+                    StatusCode::BAD_REQUEST
+                } else {
+                    StatusCode::NOT_FOUND
+                },
+                error,
+            );
         }
     };
     let turns = if request.is_quick() { &shared.quick } else { &shared.long };
     let permit = turns.clone().acquire_owned().await.expect("the semaphore is never closed");
     if shared.stopping.load(Ordering::Relaxed) {
-        return refuse(StatusCode::SERVICE_UNAVAILABLE, ServiceError::new(ErrorKind::Failed, "the daemon is stopping"));
+        return refuse(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ServiceError::new(ErrorKind::Failed, "the daemon is stopping"),
+        );
     }
     let mut lines = stream::start(shared.handler.clone(), request, permit, shared.stopping.clone());
     let first = lines.next().await;

@@ -21,7 +21,11 @@ struct Watched {
 
 impl Progress for Watched {
     fn update(&self, step: &str, done: u64, total: Option<u64>) {
-        self.newest.send_replace(Some(Step { step: step.into(), done, total }));
+        self.newest.send_replace(Some(Step {
+            step: step.into(),
+            done,
+            total,
+        }));
     }
 
     fn cancelled(&self) -> bool {
@@ -48,7 +52,11 @@ pub fn start(handler: Arc<dyn Handler>, request: Request, permit: OwnedSemaphore
     let (newest, newest_out) = watch::channel(None);
     let (last, last_out) = oneshot::channel();
     let client_gone = Arc::new(AtomicBool::new(false));
-    let watched = Watched { newest, client_gone: client_gone.clone(), stopping };
+    let watched = Watched {
+        newest,
+        client_gone: client_gone.clone(),
+        stopping,
+    };
     tokio::task::spawn_blocking(move || {
         let verb = request.verb();
         let line = answer(&*handler, request, &watched);
@@ -59,15 +67,25 @@ pub fn start(handler: Arc<dyn Handler>, request: Request, permit: OwnedSemaphore
         // Nobody may be there any more.
         let _ = last.send(line);
     });
-    Lines { newest: newest_out, last: Some(last_out), client_gone, paced: false }
+    Lines {
+        newest: newest_out,
+        last: Some(last_out),
+        client_gone,
+        paced: false,
+    }
 }
 
 fn answer(handler: &dyn Handler, request: Request, progress: &dyn Progress) -> Line {
     let verb = request.verb();
     // One verb's bug must not take the others' daemon with it.
     let reply = catch_unwind(AssertUnwindSafe(|| handler.handle(request, progress)));
-    let reply = reply.unwrap_or_else(|_| Err(ServiceError::new(ErrorKind::Failed, format!("{verb} met a bug; the daemon's log has it"))));
-    match reply.map(|reply| serde_json::to_value(reply)) {
+    let reply = reply.unwrap_or_else(|_| {
+        Err(ServiceError::new(
+            ErrorKind::Failed,
+            format!("{verb} met a bug; the daemon's log has it"),
+        ))
+    });
+    match reply.map(serde_json::to_value) {
         Ok(Ok(value)) => Line::Reply(value),
         Ok(Err(error)) => Line::Error(ServiceError::new(ErrorKind::Failed, "reply").because(Some(&error))),
         Err(error) => Line::Error(error),

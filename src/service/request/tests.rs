@@ -11,11 +11,27 @@ fn error_text(verb: &str, body: &[u8]) -> String {
 fn requests_survive_json() {
     let name = ImageName::new("web").unwrap();
     let requests = [
-        Request::Create(Create { name: name.clone(), size_bytes: Bytes(1 << 30), fs: MakeFs::Xfs }),
-        Request::Mount(Mount { name: name.clone(), dir: Some("/mnt".into()), read_only: true }),
+        Request::Create(Create {
+            name: name.clone(),
+            size_bytes: Bytes(1 << 30),
+            fs: MakeFs::Xfs,
+        }),
+        Request::Mount(Mount {
+            name: name.clone(),
+            dir: Some("/mnt".into()),
+            read_only: true,
+        }),
         Request::List(List {}),
-        Request::Check(Check { name: Some(name), rebuild: false }),
-        Request::Pull(Pull { link: "magnet:?xt=x".into(), name: None, bootstrap: vec!["a:1".into()], timeout_ms: Some(5) }),
+        Request::Check(Check {
+            name: Some(name),
+            rebuild: false,
+        }),
+        Request::Pull(Pull {
+            link: "magnet:?xt=x".into(),
+            name: None,
+            bootstrap: vec!["a:1".into()],
+            timeout_ms: Some(5),
+        }),
     ];
     for request in requests {
         assert_eq!(Request::from_json(request.verb(), &request.to_json().unwrap()).unwrap(), request);
