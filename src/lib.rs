@@ -7,4 +7,5 @@ pub mod bencode;
 pub mod blockio;
 pub mod format;
 pub mod ids;
+pub mod swarm;
 pub mod units;
