@@ -17,4 +17,5 @@ pub mod kernel;
 pub mod store;
 pub mod service;
 pub mod sys;
+pub mod swarm;
 pub mod units;

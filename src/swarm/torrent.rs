@@ -103,13 +103,17 @@ impl TorrentInfo {
     /// Hashes all of `io`, with two threads. `progress` hears how many bytes are done.
     pub fn build(name: &str, io: &dyn ReadAt, progress: &(dyn Fn(Bytes) + Sync)) -> Result<TorrentInfo, TorrentError> {
         check_name(name)?;
-        let read_error = |at, cause| TorrentError::Read { name: clip(name), at, cause };
+        let read_error = |at, cause| TorrentError::Read {
+            name: clip(name),
+            at,
+            cause,
+        };
         let len = io.size().map_err(|cause| read_error(0, cause))?;
         let piece_len = piece_len(len)?;
         let count = len.0.div_ceil(u64::from(piece_len));
         let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
         let pieces = Mutex::new(vec![[0; 20]; count as usize]);
-        let worker = || {
+        let worker = || -> Result<(), TorrentError> {
             let mut slice = vec![0; SLICE];
             loop {
                 let piece = next.fetch_add(1, Ordering::Relaxed);
@@ -190,7 +194,10 @@ pub fn parse_info(bytes: &[u8], expected: Option<InfoHash>, limits: Limits<'_>) 
     }
     let info = bencode::decode(bytes)?;
     let keys = info.as_dict().ok_or(TorrentError::Field { field: "the dict itself" })?;
-    if let Some(key) = keys.keys().find(|key| !matches!(key.as_slice(), b"length" | b"name" | b"piece length" | b"pieces")) {
+    if let Some(key) = keys
+        .keys()
+        .find(|key| !matches!(key.as_slice(), b"length" | b"name" | b"piece length" | b"pieces"))
+    {
         return Err(TorrentError::UnknownKey {
             key: clip(&String::from_utf8_lossy(key)),
         });
@@ -207,7 +214,10 @@ pub fn parse_info(bytes: &[u8], expected: Option<InfoHash>, limits: Limits<'_>) 
         });
     }
     let name = parse_name(&info, limits.name)?;
-    let pieces = hashes.chunks_exact(20).map(|hash| hash.try_into().expect("a chunk has 20 bytes")).collect();
+    let pieces = hashes
+        .chunks_exact(20)
+        .map(|hash| hash.try_into().expect("a chunk has 20 bytes"))
+        .collect();
     Ok(TorrentInfo {
         name,
         len,

@@ -92,16 +92,28 @@ fn hostile_info_dicts_are_named_errors() {
     assert!(matches!(parse(&with("length", Value::Int(-1))), TorrentError::Length { found: -1 }));
     assert!(matches!(parse(&with("length", Value::Int(1 << 60))), TorrentError::TooLong { .. }));
     assert!(matches!(parse(&with("length", Value::Int(i64::MAX))), TorrentError::TooLong { .. }));
-    assert!(matches!(parse(&with("length", Value::Int(1 << 43))), TorrentError::PieceLength { .. }));
+    assert!(matches!(
+        parse(&with("length", Value::Int(1 << 43))),
+        TorrentError::PieceLength { .. }
+    ));
     for piece in [0, -1, 1, 262_143, 262_145, 524_288, 1 << 31, 1 << 32, i64::MAX] {
-        assert!(matches!(parse(&with("piece length", Value::Int(piece))), TorrentError::PieceLength { .. }), "{piece}");
+        assert!(
+            matches!(parse(&with("piece length", Value::Int(piece))), TorrentError::PieceLength { .. }),
+            "{piece}"
+        );
     }
     for size in [0, 1, 20, 40, 59, 61, 80, 4000] {
-        assert!(matches!(parse(&with("pieces", Value::Bytes(vec![1; size]))), TorrentError::Pieces { .. }), "{size}");
+        assert!(
+            matches!(parse(&with("pieces", Value::Bytes(vec![1; size]))), TorrentError::Pieces { .. }),
+            "{size}"
+        );
     }
     let long = "x".repeat(256);
     for name in ["", ".", "..", "../x", "a/b", "/etc/passwd", "a\0b", "a\\b", "a\nb", &long] {
-        assert!(matches!(parse(&with("name", Value::bytes(name))), TorrentError::Name { .. }), "{name:?}");
+        assert!(
+            matches!(parse(&with("name", Value::bytes(name))), TorrentError::Name { .. }),
+            "{name:?}"
+        );
     }
     assert!(matches!(parse(&with("name", Value::bytes(b"\xff"))), TorrentError::Name { .. }));
     assert!(matches!(parse(&with("name", Value::Int(1))), TorrentError::Field { field: "name" }));
@@ -121,12 +133,18 @@ fn hostile_info_dicts_are_named_errors() {
         max_len: Bytes(8),
         name: Some("b"),
     };
-    assert!(matches!(parse_info(&other.info_dict(), None, limits), Err(TorrentError::TooLong { len: 9, max: 8 })));
+    assert!(matches!(
+        parse_info(&other.info_dict(), None, limits),
+        Err(TorrentError::TooLong { len: 9, max: 8 })
+    ));
     let limits = Limits {
         max_len: Bytes(9),
         name: Some("b"),
     };
-    assert!(matches!(parse_info(&other.info_dict(), None, limits), Err(TorrentError::OtherName { .. })));
+    assert!(matches!(
+        parse_info(&other.info_dict(), None, limits),
+        Err(TorrentError::OtherName { .. })
+    ));
 }
 
 proptest! {

@@ -1,0 +1,383 @@
+//! Brings one object here: metadata, pieces, belief, sync.
+//!
+//! Refuses to know what the object is and where it goes next. Invariant: an object is handed out only when every unit of it has
+//! been found right against the caller's hashes and is durable; bytes that lie are removed.
+
+use super::believed::{self, Units, UnitsFile};
+use super::engine::{Engine, EngineError, Parked, State, Torrent};
+use super::metadata::{self, MetadataError};
+use super::node::{Step, Watcher};
+use super::peers::PeerBook;
+use super::storage::PartFile;
+use super::torrent::{Limits, TorrentInfo};
+use super::verifier::{Verdict, Verifier};
+use crate::format::verity::{UNIT, digest_of_units, unit_count};
+use crate::ids::{Digest, InfoHash, Sha256};
+use crate::units::Bytes;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+const TICK: Duration = Duration::from_millis(50);
+
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    #[error("the unit hashes of {digest} have digest {found}")]
+    Units { digest: Digest, found: Digest },
+    #[error("the info dict of {info_hash} is for {} bytes, want {}", found.0, want.0)]
+    Length { info_hash: InfoHash, found: Bytes, want: Bytes },
+    #[error("the info dict of {info_hash}")]
+    Metadata {
+        info_hash: InfoHash,
+        #[source]
+        cause: MetadataError,
+    },
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("{path}")]
+    Io {
+        path: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
+    #[error("{digest}, unit {unit} (byte {at}): the swarm's bytes hash to {found}, want {want}: the torrent lies, nothing of it was kept")]
+    Lies {
+        digest: Digest,
+        unit: usize,
+        at: Bytes,
+        found: Sha256,
+        want: Sha256,
+    },
+    #[error("{info_hash}: the swarm's bytes have SHA-256 {found}, want {want}: the torrent lies, nothing of it was kept")]
+    OtherBlob { info_hash: InfoHash, found: Sha256, want: Sha256 },
+    #[error("{info_hash}: no byte came for {} s ({peers} peers known)", patience.as_secs())]
+    Stalled {
+        info_hash: InfoHash,
+        patience: Duration,
+        peers: usize,
+    },
+    #[error("{info_hash} is on its way already")]
+    Busy { info_hash: InfoHash },
+    #[error("stopped on request")]
+    Cancelled,
+    #[error("the swarm is stopped")]
+    Stopped,
+}
+
+/// What a fetch works with.
+pub struct Tools<'a> {
+    pub engine: &'a Engine,
+    pub book: &'a PeerBook,
+    pub watcher: &'a dyn Watcher,
+    pub patience: Option<Duration>,
+}
+
+/// What vouches for the bytes.
+pub struct Wanted {
+    pub digest: Digest,
+    pub units: Arc<Vec<[u8; 32]>>,
+    /// The bitmap's file.
+    pub bitmap: PathBuf,
+}
+
+/// A torrent that is complete and goes on being seeded.
+pub struct Arrived {
+    pub torrent: Torrent,
+    pub fetched: u64,
+}
+
+impl Tools<'_> {
+    fn patient(&self, info_hash: InfoHash, since: Instant) -> Result<(), FetchError> {
+        if self.watcher.cancelled() {
+            return Err(FetchError::Cancelled);
+        }
+        match self.patience {
+            Some(patience) if since.elapsed() > patience => Err(FetchError::Stalled {
+                info_hash,
+                patience,
+                peers: self.book.peers(info_hash).len(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The info dict of `info_hash`, from whoever has it.
+    pub async fn info(&self, info_hash: InfoHash, limits: Limits<'_>) -> Result<TorrentInfo, FetchError> {
+        let since = Instant::now();
+        let mut asking = std::pin::pin!(metadata::from_book(self.book, info_hash, limits));
+        loop {
+            self.watcher.step(Step::Looking {
+                peers: self.book.peers(info_hash).len(),
+            });
+            match tokio::time::timeout(TICK * 4, &mut asking).await {
+                Ok(found) => return found.map_err(|cause| FetchError::Metadata { info_hash, cause }),
+                Err(_) => self.patient(info_hash, since)?,
+            }
+        }
+    }
+
+    /// Brings all pieces of `info` into `path`, and believes them where `wanted` says how.
+    ///
+    /// Errors: the torrent is out of the engine again; what has come stays for another try, unless it lies.
+    pub async fn pieces(&self, info: &TorrentInfo, path: &Path, wanted: Option<&Wanted>) -> Result<Arrived, FetchError> {
+        let outcome = self.try_pieces(info, path, wanted).await;
+        if let Err(error) = &outcome {
+            if !matches!(error, FetchError::Engine(EngineError::Twice { .. })) {
+                self.engine.remove(info.info_hash()).await;
+            }
+            if matches!(error, FetchError::Lies { .. }) {
+                forget(path)?;
+                wanted.map_or(Ok(()), |wanted| forget(&wanted.bitmap))?;
+            }
+        }
+        outcome
+    }
+
+    async fn try_pieces(&self, info: &TorrentInfo, path: &Path, wanted: Option<&Wanted>) -> Result<Arrived, FetchError> {
+        let io_error = |path: &Path| {
+            let path = path.to_path_buf();
+            move |cause| FetchError::Io { path, cause }
+        };
+        let (say, pieces) = unbounded_channel();
+        let part = Arc::new(PartFile::open(path, info.len, say).map_err(io_error(path))?);
+        let torrent = self.engine.add(info, part.clone(), false).await?;
+        let watch = |done| {
+            self.watcher.step(Step::Checking {
+                done: Bytes(done),
+                len: info.len,
+            });
+            !self.watcher.cancelled()
+        };
+        torrent.checked(watch).await?;
+        let verifier = match wanted {
+            Some(wanted) => Some(start_verifier(info, &part, wanted, &self.engine.haves(&torrent)).map_err(io_error(&wanted.bitmap))?),
+            None => None,
+        };
+        let mut run = Run {
+            tools: self,
+            info,
+            torrent: &torrent,
+            part: &part,
+            wanted,
+            have: vec![false; info.pieces.len()],
+            missing: info.pieces.len(),
+            verifier,
+            believed_units: 0,
+        };
+        let haves = self.engine.haves(&torrent);
+        haves
+            .iter()
+            .enumerate()
+            .filter(|(_, have)| **have)
+            .for_each(|(piece, _)| run.note(piece as u32));
+        let parked = if run.missing > 0 { torrent.park().await } else { None };
+        run.until_complete(pieces, parked).await?;
+        run.until_believed().await?;
+        let sealed = part.clone();
+        blocking(move || sealed.seal()).await.map_err(io_error(path))?;
+        self.book.set_complete(info.info_hash(), true);
+        let fetched = torrent.status().fetched;
+        Ok(Arrived { torrent, fetched })
+    }
+}
+
+/// Runs blocking work off the runtime's workers.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("blocking work does not panic")
+}
+
+pub fn forget(path: &Path) -> Result<(), FetchError> {
+    match std::fs::remove_file(path) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(FetchError::Io { path: path.into(), cause }),
+        _ => Ok(()),
+    }
+}
+
+/// The caller's hashes must be the object's own, and as many as its length asks for.
+pub fn check_units(digest: Digest, len: Bytes, units: &[[u8; 32]]) -> Result<(), FetchError> {
+    let right_count = units.len() as u64 == unit_count(len);
+    let found = if right_count { digest_of_units(units, len) } else { Digest::NONE };
+    if found != digest {
+        return Err(FetchError::Units { digest, found });
+    }
+    Ok(())
+}
+
+/// The manifest's length is the only right one.
+pub fn check_len(info: &TorrentInfo, want: Bytes) -> Result<(), FetchError> {
+    if info.len != want {
+        return Err(FetchError::Length {
+            info_hash: info.info_hash(),
+            found: info.len,
+            want,
+        });
+    }
+    Ok(())
+}
+
+/// A verifier that keeps the recorded belief in units whose pieces the engine found right again.
+fn start_verifier(info: &TorrentInfo, part: &Arc<PartFile>, wanted: &Wanted, haves: &[bool]) -> io::Result<Asking> {
+    let count = wanted.units.len();
+    let mut believed = believed::load(&wanted.bitmap, wanted.digest, info.len, count);
+    for unit in 0..count {
+        if !pieces_of(info, unit).all(|piece| haves.get(piece).is_some_and(|have| *have)) {
+            believed.set(unit, false);
+        }
+    }
+    let file = UnitsFile::create(&wanted.bitmap, wanted.digest, info.len)?;
+    let verifier = Verifier::start(part.clone(), info.len.0, wanted.units.clone(), believed.clone(), file)?;
+    Ok(Asking { verifier, asked: believed })
+}
+
+/// The pieces that unit `unit` lies in.
+fn pieces_of(info: &TorrentInfo, unit: usize) -> impl Iterator<Item = usize> {
+    let piece = u64::from(info.piece_len);
+    let start = unit as u64 * UNIT;
+    let end = (start + UNIT).min(info.len.0);
+    (start / piece) as usize..end.div_ceil(piece) as usize
+}
+
+struct Asking {
+    verifier: Verifier,
+    /// Believed already, or on the way to be.
+    asked: Units,
+}
+
+struct Run<'a> {
+    tools: &'a Tools<'a>,
+    info: &'a TorrentInfo,
+    torrent: &'a Torrent,
+    part: &'a PartFile,
+    wanted: Option<&'a Wanted>,
+    have: Vec<bool>,
+    missing: usize,
+    verifier: Option<Asking>,
+    believed_units: usize,
+}
+
+impl Run<'_> {
+    /// A piece is there; asks for the belief of each unit that is whole by it.
+    fn note(&mut self, piece: u32) {
+        match self.have.get_mut(piece as usize) {
+            Some(have) if !*have => *have = true,
+            _ => return,
+        }
+        self.missing -= 1;
+        let Some(asking) = &mut self.verifier else { return };
+        let range = self.info.piece_range(piece);
+        for unit in (range.start / UNIT) as usize..range.end.div_ceil(UNIT) as usize {
+            if !asking.asked.get(unit) && pieces_of(self.info, unit).all(|piece| self.have[piece]) {
+                asking.asked.set(unit, true);
+                asking.verifier.ask(unit);
+            }
+        }
+    }
+
+    async fn until_complete(&mut self, mut pieces: UnboundedReceiver<u32>, mut parked: Option<Parked>) -> Result<(), FetchError> {
+        let mut progress = (0, Instant::now());
+        let mut tick = tokio::time::interval(TICK);
+        while self.missing > 0 {
+            tokio::select! {
+                Some(piece) = pieces.recv() => {
+                    self.note(piece);
+                    while let Ok(piece) = pieces.try_recv() {
+                        self.note(piece);
+                    }
+                    if let (Some(parked), Some(piece)) = (&mut parked, self.random_missing()) {
+                        parked.seek(self.info.piece_range(piece).start).await;
+                    }
+                }
+                verdict = next_verdict(&mut self.verifier) => self.judge(verdict)?,
+                _ = tick.tick() => {
+                    let status = self.torrent.status();
+                    if let State::Failed { why } = &status.state {
+                        return Err(self.failure(why));
+                    }
+                    if status.fetched != progress.0 {
+                        progress = (status.fetched, Instant::now());
+                    }
+                    self.tools.patient(self.info.info_hash(), progress.1)?;
+                    self.report(status.have_bytes, status.fetched);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn until_believed(&mut self) -> Result<(), FetchError> {
+        if let Some(asking) = &mut self.verifier {
+            asking.verifier.close();
+        }
+        while self.verifier.is_some() {
+            match next_verdict(&mut self.verifier).await {
+                Verdict::End => self.verifier = None,
+                verdict => self.judge(verdict)?,
+            }
+        }
+        let status = self.torrent.status();
+        self.report(self.info.len.0, status.fetched);
+        Ok(())
+    }
+
+    fn judge(&mut self, verdict: Verdict) -> Result<(), FetchError> {
+        let Some(wanted) = self.wanted else { return Ok(()) };
+        match verdict {
+            Verdict::Believed(units) => {
+                self.believed_units = units;
+                Ok(())
+            }
+            Verdict::End => Ok(()),
+            Verdict::Lies { unit, found } => Err(FetchError::Lies {
+                digest: wanted.digest,
+                unit,
+                at: Bytes(unit as u64 * UNIT),
+                found: Sha256(found),
+                want: Sha256(wanted.units[unit]),
+            }),
+            Verdict::Failed(cause) => Err(FetchError::Io {
+                path: self.part.path().into(),
+                cause,
+            }),
+        }
+    }
+
+    fn failure(&self, why: &str) -> FetchError {
+        match self.part.take_failure() {
+            Some(cause) => FetchError::Io {
+                path: self.part.path().into(),
+                cause,
+            },
+            None => self.torrent.stopped(why).into(),
+        }
+    }
+
+    fn report(&self, have: u64, fetched: u64) {
+        self.tools.watcher.step(Step::Fetching {
+            have: Bytes(have),
+            len: self.info.len,
+            believed: Bytes((self.believed_units as u64 * UNIT).min(self.info.len.0)),
+            fetched: Bytes(fetched),
+            peers: self.tools.book.peers(self.info.info_hash()).len(),
+        });
+    }
+
+    /// In-order pieces make every peer want the same; a random one spreads them.
+    fn random_missing(&self) -> Option<u32> {
+        let mut random = [0; 8];
+        if self.missing == 0 || getrandom::fill(&mut random).is_err() {
+            return None;
+        }
+        let nth = (u64::from_le_bytes(random) % self.missing as u64) as usize;
+        let mut missing = self.have.iter().enumerate().filter(|(_, have)| !**have);
+        missing.nth(nth).map(|(piece, _)| piece as u32)
+    }
+}
+
+async fn next_verdict(asking: &mut Option<Asking>) -> Verdict {
+    match asking {
+        Some(asking) => asking.verifier.next().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,324 @@
+//! What the handle stands on: the torrents of this host, each claimed by one caller at a time.
+//!
+//! Refuses to know who asks. Invariant: every torrent in the engine is claimed, open in the book, and has its announcer.
+
+use super::announce;
+use super::bridge::Bridge;
+use super::dht::DhtNode;
+use super::engine::{Engine, EngineError, State, Torrent};
+use super::fetch::{self, FetchError, Tools, Wanted, blocking};
+use super::node::{Fetched, ObjectItem, Peer, SwarmConfig, SwarmError, TorrentPeers, Watcher};
+use super::peers::{FoundBy, PeerBook};
+use super::storage::{Damage, SeedFile};
+use super::torrent::{Limits, TorrentInfo};
+use crate::ids::{InfoHash, Sha256};
+use crate::units::Bytes;
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+pub struct Host {
+    engine: Engine,
+    dht: Arc<DhtNode>,
+    bridge: Bridge,
+    book: Arc<PeerBook>,
+    announce_port: u16,
+    work_dir: PathBuf,
+    patience: Option<Duration>,
+    torrents: Mutex<HashMap<InfoHash, Claim>>,
+}
+
+struct Claim {
+    announcer: JoinHandle<()>,
+    /// `None` while it is being added or fetched.
+    ready: Option<Ready>,
+}
+
+#[derive(Clone)]
+struct Ready {
+    torrent: Torrent,
+    name: String,
+    len: Bytes,
+    seed: Option<Arc<SeedFile>>,
+}
+
+impl Host {
+    pub async fn start(config: SwarmConfig) -> Result<Host, SwarmError> {
+        let (listen, dht_listen, work_dir) = (config.listen, config.dht_listen, config.work_dir);
+        std::fs::create_dir_all(&work_dir).map_err(|cause| SwarmError::Io {
+            path: work_dir.clone(),
+            cause,
+        })?;
+        let book = Arc::new(PeerBook::default());
+        let bridge = Bridge::start(book.clone()).await.map_err(SwarmError::Bridge)?;
+        let listen = with_free_port(listen).map_err(|cause| EngineError::Start {
+            listen,
+            cause: cause.into(),
+        })?;
+        let announce_port = if config.announce_port == 0 {
+            listen.port()
+        } else {
+            config.announce_port
+        };
+        let engine = Engine::start(listen, announce_port, work_dir.clone(), bridge.url().into()).await?;
+        let dht = DhtNode::start(dht_listen, config.bootstrap)
+            .await
+            .map_err(|cause| SwarmError::Dht { listen: dht_listen, cause })?;
+        Ok(Host {
+            engine,
+            dht: Arc::new(dht),
+            bridge,
+            book,
+            announce_port,
+            work_dir,
+            patience: config.patience,
+            torrents: Mutex::default(),
+        })
+    }
+
+    pub fn listen(&self) -> Option<SocketAddr> {
+        self.engine.listen()
+    }
+
+    pub fn dht_listen(&self) -> SocketAddrV4 {
+        self.dht.listen()
+    }
+
+    pub async fn dht_nodes(&self) -> usize {
+        self.dht.nodes().await
+    }
+
+    pub fn bridge_answers(&self) -> (u64, u64) {
+        self.bridge.answers()
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut HashMap<InfoHash, Claim>) -> T) -> T {
+        work(&mut self.torrents.lock().expect("no thread panics while it holds this lock"))
+    }
+
+    /// Takes an info-hash for one caller, and begins to look for its peers. `false` where another has it.
+    pub fn claim(&self, info_hash: InfoHash, peers: Vec<SocketAddr>) -> bool {
+        self.with(|torrents| {
+            if torrents.contains_key(&info_hash) {
+                return false;
+            }
+            self.book.open(info_hash);
+            self.book.add(info_hash, FoundBy::Static, peers);
+            let announcer = tokio::spawn(announce::run(self.dht.clone(), self.book.clone(), info_hash, self.announce_port));
+            torrents.insert(info_hash, Claim { announcer, ready: None });
+            true
+        })
+    }
+
+    fn set_ready(&self, info_hash: InfoHash, ready: Ready) {
+        self.with(|torrents| {
+            if let Some(claim) = torrents.get_mut(&info_hash) {
+                claim.ready = Some(ready);
+            }
+        });
+    }
+
+    fn ready(&self, info_hash: InfoHash) -> Option<Ready> {
+        self.with(|torrents| torrents.get(&info_hash)?.ready.clone())
+    }
+
+    /// Gives an info-hash up, and takes its torrent out of the engine.
+    pub async fn close(&self, info_hash: InfoHash) {
+        self.engine.remove(info_hash).await;
+        self.book.close(info_hash);
+        if let Some(claim) = self.with(|torrents| torrents.remove(&info_hash)) {
+            claim.announcer.abort();
+        }
+    }
+
+    pub fn damage(&self, info_hash: InfoHash) -> Option<Damage> {
+        let ready = self.ready(info_hash)?;
+        let damage = ready.seed.as_ref()?.damage();
+        damage.or_else(|| match ready.torrent.status().state {
+            State::Failed { why } => Some(Damage::Read { at: 0, why }),
+            _ => None,
+        })
+    }
+
+    pub async fn seed(&self, info: TorrentInfo, path: PathBuf) -> Result<(), SwarmError> {
+        let info_hash = info.info_hash();
+        if !self.claim(info_hash, Vec::new()) {
+            return match self.ready(info_hash) {
+                Some(_) => Ok(()),
+                None => Err(SwarmError::Busy { info_hash }),
+            };
+        }
+        self.book.set_complete(info_hash, true);
+        let outcome = self.try_seed(&info, &path).await;
+        match outcome {
+            Ok(ready) => {
+                self.set_ready(info_hash, ready);
+                Ok(())
+            }
+            Err(error) => {
+                self.close(info_hash).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn try_seed(&self, info: &TorrentInfo, path: &std::path::Path) -> Result<Ready, SwarmError> {
+        let damaged = |cause| SwarmError::Damaged { path: path.into(), cause };
+        let file = SeedFile::open(path, info.len).map_err(|cause| SwarmError::Io { path: path.into(), cause })?;
+        let file = Arc::new(file);
+        file.damage().map_or(Ok(()), |damage| Err(damaged(damage)))?;
+        // It stays paused through its check: an engine that found a bad piece would at once ask others for it.
+        let torrent = self.engine.add(info, file.clone(), true).await?;
+        let status = torrent.checked(|_| true).await?;
+        if !status.finished {
+            file.mark(Damage::Pieces {
+                bad_bytes: info.len.0.saturating_sub(status.have_bytes),
+            });
+        }
+        file.damage().map_or(Ok(()), |damage| Err(damaged(damage)))?;
+        self.engine.resume(&torrent).await?;
+        Ok(Ready {
+            torrent,
+            name: info.name.clone(),
+            len: info.len,
+            seed: Some(file),
+        })
+    }
+
+    fn tools<'a>(&'a self, watcher: &'a dyn Watcher) -> Tools<'a> {
+        Tools {
+            engine: &self.engine,
+            book: &self.book,
+            watcher,
+            patience: self.patience,
+        }
+    }
+
+    /// The caller has claimed `item.info_hash`.
+    pub async fn fetch_object(&self, item: &ObjectItem, watcher: &dyn Watcher) -> Result<Fetched, FetchError> {
+        fetch::check_units(item.digest, item.len, &item.units)?;
+        let name = item.digest.to_string();
+        let limits = Limits {
+            max_len: item.len,
+            name: Some(&name),
+        };
+        let tools = self.tools(watcher);
+        let info = tools.info(item.info_hash, limits).await?;
+        fetch::check_len(&info, item.len)?;
+        let wanted = Wanted {
+            digest: item.digest,
+            units: item.units.clone(),
+            bitmap: item.dir.join(format!("{name}.units")),
+        };
+        let path = item.dir.join(format!("{name}.part"));
+        let arrived = tools.pieces(&info, &path, Some(&wanted)).await?;
+        fetch::forget(&wanted.bitmap)?;
+        self.set_ready(
+            item.info_hash,
+            Ready {
+                torrent: arrived.torrent,
+                name: info.name.clone(),
+                len: info.len,
+                seed: None,
+            },
+        );
+        Ok(Fetched {
+            path,
+            info,
+            fetched: Bytes(arrived.fetched),
+        })
+    }
+
+    /// The caller has claimed `info_hash`, and gives it up afterwards.
+    pub async fn fetch_blob(
+        &self,
+        info_hash: InfoHash,
+        max_len: Bytes,
+        sha256: Option<Sha256>,
+        watcher: &dyn Watcher,
+    ) -> Result<(Vec<u8>, TorrentInfo), FetchError> {
+        let name = sha256.map(|sha256| sha256.to_string());
+        let limits = Limits {
+            max_len,
+            name: name.as_deref(),
+        };
+        let tools = self.tools(watcher);
+        let info = tools.info(info_hash, limits).await?;
+        let path = self.work_dir.join(format!("{info_hash}.blob"));
+        let outcome = tools.pieces(&info, &path, None).await;
+        self.engine.remove(info_hash).await;
+        let read = path.clone();
+        let bytes = blocking(move || std::fs::read(read)).await;
+        fetch::forget(&path)?;
+        outcome?;
+        let bytes = bytes.map_err(|cause| FetchError::Io { path, cause })?;
+        let found = Sha256::of(&bytes);
+        match sha256 {
+            Some(want) if want != found => Err(FetchError::OtherBlob { info_hash, found, want }),
+            _ => Ok((bytes, info)),
+        }
+    }
+
+    pub fn peers(&self) -> Vec<TorrentPeers> {
+        let ready: Vec<(InfoHash, Ready)> = self.with(|torrents| {
+            torrents
+                .iter()
+                .filter_map(|(hash, claim)| Some((*hash, claim.ready.clone()?)))
+                .collect()
+        });
+        let mut all: Vec<TorrentPeers> = ready
+            .into_iter()
+            .map(|(info_hash, ready)| self.peers_of(info_hash, &ready))
+            .collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    fn peers_of(&self, info_hash: InfoHash, ready: &Ready) -> TorrentPeers {
+        let counts = ready
+            .torrent
+            .peers()
+            .into_iter()
+            .filter(|peer| peer.live || peer.down > 0 || peer.up > 0);
+        let mut peers: Vec<Peer> = counts
+            .map(|peer| Peer {
+                addr: peer.addr,
+                found_by: self.book.found_by(info_hash, peer.addr),
+                down_bytes: peer.down,
+                up_bytes: peer.up,
+                pieces: peer.pieces,
+                connected: peer.live,
+            })
+            .collect();
+        peers.sort_by_key(|peer| peer.addr);
+        let status = ready.torrent.status();
+        TorrentPeers {
+            info_hash,
+            name: ready.name.clone(),
+            len_bytes: ready.len.0,
+            have_bytes: status.have_bytes,
+            uploaded_bytes: status.uploaded,
+            downloaded_bytes: status.fetched,
+            peers,
+        }
+    }
+
+    pub async fn stop(&self) {
+        self.with(|torrents| torrents.drain().for_each(|(_, claim)| claim.announcer.abort()));
+        self.bridge.stop();
+        self.engine.stop().await;
+        self.dht.stop().await;
+    }
+}
+
+/// The engine wants to be told the port that it announces, so a free one is chosen before it listens.
+fn with_free_port(mut listen: SocketAddr) -> io::Result<SocketAddr> {
+    if listen.port() == 0 {
+        listen.set_port(std::net::TcpListener::bind(listen)?.local_addr()?.port());
+    }
+    Ok(listen)
+}

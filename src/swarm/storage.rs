@@ -1,0 +1,295 @@
+//! Where the engine reads and writes a torrent's bytes: a finished object, or a `.part` that fills.
+//!
+//! Refuses to know hashes. Invariant: a finished object is opened read-only, and every attempt to write, resize or remove it is an
+//! error that marks it damaged; a `.part` becomes such a file before it gets its second name.
+
+use crate::units::Bytes;
+use librqbit::storage::{BoxStorageFactory, StorageFactory, StorageFactoryExt, TorrentStorage};
+use librqbit::{ManagedTorrentShared, TorrentMetadata};
+use librqbit_core::lengths::ValidPieceIndex;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, RwLock};
+use tokio::sync::mpsc::UnboundedSender;
+
+/// Why a seeded file is no longer trusted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    #[error("{bad_bytes} bytes are in pieces that fail their SHA-1")]
+    Pieces { bad_bytes: u64 },
+    #[error("it has {found} bytes, want {want}")]
+    Length { found: u64, want: u64 },
+    #[error("byte {at} could not be read: {why}")]
+    Read { at: u64, why: String },
+    #[error("the engine asked to change it: {what}")]
+    Change { what: &'static str },
+}
+
+/// What the engine's storage stands on.
+pub trait Backing: Send + Sync + 'static {
+    fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()>;
+    fn write(&self, at: u64, data: &[u8]) -> io::Result<()>;
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    fn remove(&self) -> io::Result<()>;
+    /// The engine's SHA-1 of this piece is right.
+    fn piece(&self, index: u32);
+}
+
+/// A finished object.
+#[derive(Debug)]
+pub struct SeedFile {
+    file: File,
+    len: u64,
+    damage: Mutex<Option<Damage>>,
+}
+
+impl SeedFile {
+    pub fn open(path: &Path, len: Bytes) -> io::Result<SeedFile> {
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+        let found = file.metadata()?.len();
+        let damage = (found != len.0).then_some(Damage::Length { found, want: len.0 });
+        Ok(SeedFile {
+            file,
+            len: len.0,
+            damage: Mutex::new(damage),
+        })
+    }
+
+    pub fn damage(&self) -> Option<Damage> {
+        self.damage.lock().expect("no thread panics while it holds this lock").clone()
+    }
+
+    pub fn mark(&self, damage: Damage) {
+        self.damage
+            .lock()
+            .expect("no thread panics while it holds this lock")
+            .get_or_insert(damage);
+    }
+
+    fn refuse(&self, what: &'static str) -> io::Result<()> {
+        self.mark(Damage::Change { what });
+        Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("a sealed object: {what} is refused"),
+        ))
+    }
+}
+
+impl Backing for SeedFile {
+    fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, at).inspect_err(|error| {
+            self.mark(Damage::Read {
+                at,
+                why: error.to_string(),
+            });
+        })
+    }
+
+    fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        self.refuse("a write")
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if len == self.len && self.file.metadata()?.len() == len {
+            return Ok(());
+        }
+        self.refuse("a change of its length")
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        self.refuse("its removal")
+    }
+
+    fn piece(&self, _: u32) {}
+}
+
+/// An object that arrives, sparse and of its full length from the start, so that what is missing reads as zeros.
+#[derive(Debug)]
+pub struct PartFile {
+    path: PathBuf,
+    len: u64,
+    file: RwLock<Writable>,
+    failed: Mutex<Option<io::Error>>,
+    pieces: UnboundedSender<u32>,
+}
+
+#[derive(Debug)]
+struct Writable {
+    file: Arc<File>,
+    open: bool,
+}
+
+impl PartFile {
+    /// Opens `path` where it was left, or anew. A file that has got a second name is an object: it is left alone, and only this
+    /// name of it is given up.
+    pub fn open(path: &Path, len: Bytes, pieces: UnboundedSender<u32>) -> io::Result<PartFile> {
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if found.is_file() && found.nlink() == 1 => {
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+            }
+            Ok(_) => std::fs::remove_file(path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW);
+        let file = options.open(path)?;
+        file.set_len(len.0)?;
+        Ok(PartFile {
+            path: path.into(),
+            len: len.0,
+            file: RwLock::new(Writable {
+                file: Arc::new(file),
+                open: true,
+            }),
+            failed: Mutex::new(None),
+            pieces,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn file(&self) -> Arc<File> {
+        self.file.read().expect("no thread panics while it holds this lock").file.clone()
+    }
+
+    /// What was written before the call is durable after it.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file().sync_data()
+    }
+
+    /// Syncs it, takes the right to write from it, and swaps the descriptor for a read-only one.
+    pub fn seal(&self) -> io::Result<()> {
+        let mut writable = self.file.write().expect("no thread panics while it holds this lock");
+        writable.file.set_permissions(std::fs::Permissions::from_mode(0o400))?;
+        writable.file.sync_all()?;
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&self.path)?;
+        let (ours, found) = (writable.file.metadata()?, file.metadata()?);
+        if (ours.dev(), ours.ino()) != (found.dev(), found.ino()) {
+            return Err(io::Error::other("another file has taken its name"));
+        }
+        *writable = Writable {
+            file: Arc::new(file),
+            open: false,
+        };
+        Ok(())
+    }
+
+    /// The first write that failed, once.
+    pub fn take_failure(&self) -> Option<io::Error> {
+        self.failed.lock().expect("no thread panics while it holds this lock").take()
+    }
+
+    fn try_write(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        let writable = self.file.read().expect("no thread panics while it holds this lock");
+        if !writable.open {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the object is complete"));
+        }
+        if at.checked_add(data.len() as u64).is_none_or(|end| end > self.len) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a write past its end"));
+        }
+        writable.file.write_all_at(data, at)
+    }
+}
+
+impl Backing for PartFile {
+    fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file().read_exact_at(buf, at)
+    }
+
+    fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        self.try_write(at, data).inspect_err(|error| {
+            let copy = error
+                .raw_os_error()
+                .map_or_else(|| io::Error::new(error.kind(), error.to_string()), io::Error::from_raw_os_error);
+            self.failed
+                .lock()
+                .expect("no thread panics while it holds this lock")
+                .get_or_insert(copy);
+        })
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if len == self.len {
+            return Ok(());
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "its length is fixed"))
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, "only its owner removes it"))
+    }
+
+    fn piece(&self, index: u32) {
+        // The other end is gone once nobody waits for the object any more.
+        let _ = self.pieces.send(index);
+    }
+}
+
+/// A storage factory for the engine that always gives this one backing.
+pub fn factory(backing: Arc<dyn Backing>) -> BoxStorageFactory {
+    Handle(backing).boxed()
+}
+
+#[derive(Clone)]
+struct Handle(Arc<dyn Backing>);
+
+impl StorageFactory for Handle {
+    type Storage = Handle;
+
+    fn create(&self, _: &ManagedTorrentShared, _: &TorrentMetadata) -> anyhow::Result<Handle> {
+        Ok(self.clone())
+    }
+
+    fn clone_box(&self) -> BoxStorageFactory {
+        self.clone().boxed()
+    }
+}
+
+impl TorrentStorage for Handle {
+    fn init(&mut self, _: &ManagedTorrentShared, _: &TorrentMetadata) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn pread_exact(&self, _: usize, offset: u64, buf: &mut [u8]) -> anyhow::Result<()> {
+        Ok(self.0.read(offset, buf)?)
+    }
+
+    fn pwrite_all(&self, _: usize, offset: u64, buf: &[u8]) -> anyhow::Result<()> {
+        Ok(self.0.write(offset, buf)?)
+    }
+
+    fn remove_file(&self, _: usize, _: &Path) -> anyhow::Result<()> {
+        Ok(self.0.remove()?)
+    }
+
+    fn remove_directory_if_empty(&self, _: &Path) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn ensure_file_length(&self, _: usize, length: u64) -> anyhow::Result<()> {
+        Ok(self.0.set_len(length)?)
+    }
+
+    fn take(&self) -> anyhow::Result<Box<dyn TorrentStorage>> {
+        Ok(Box::new(self.clone()))
+    }
+
+    fn on_piece_completed(&self, piece: ValidPieceIndex) -> anyhow::Result<()> {
+        self.0.piece(piece.get());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,161 @@
+//! Whole swarms on loopback. They need free ports and a few seconds, no root.
+
+use super::link::Link;
+use super::torrent::TorrentInfo;
+use super::*;
+use crate::blockio::MemoryIo;
+use crate::format::verity;
+use crate::ids::{Digest, InfoHash, Sha256};
+use crate::units::Bytes;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+mod faults;
+mod parity;
+mod resume;
+
+/// Bytes that do not compress and differ everywhere.
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend(state.to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
+/// An object as the store would have it.
+struct Object {
+    data: Vec<u8>,
+    digest: Digest,
+    units: Arc<Vec<[u8; 32]>>,
+    info: TorrentInfo,
+}
+
+impl Object {
+    fn new(data: Vec<u8>) -> Object {
+        let (digest, units) = verity::digest_file(&MemoryIo::new(data.clone()), &mut |_| {}).unwrap();
+        let info = TorrentInfo::build(&digest.to_string(), &MemoryIo::new(data.clone()), &|_| {}).unwrap();
+        Object {
+            data,
+            digest,
+            units: Arc::new(units),
+            info,
+        }
+    }
+
+    fn noise(len: usize) -> Object {
+        Object::new(noise(len, len as u64))
+    }
+
+    fn store(&self, dir: &Path) -> PathBuf {
+        let path = dir.join(format!("{}.delta", self.digest));
+        std::fs::write(&path, &self.data).unwrap();
+        path
+    }
+
+    fn item(&self, dir: &Path) -> ObjectItem {
+        ObjectItem {
+            digest: self.digest,
+            len: Bytes(self.data.len() as u64),
+            info_hash: self.info.info_hash(),
+            units: self.units.clone(),
+            dir: dir.into(),
+            peers: Vec::new(),
+        }
+    }
+}
+
+/// A swarm of its own on 127.0.0.1, with its own runtime, as a process would have it.
+struct Node {
+    swarm: Swarm,
+    dir: tempfile::TempDir,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Node {
+    fn start(bootstrap: &[String]) -> Node {
+        Node::start_at(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), bootstrap)
+    }
+
+    fn start_at(dht_listen: SocketAddrV4, bootstrap: &[String]) -> Node {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(4)
+            .enable_all()
+            .build()
+            .unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let config = SwarmConfig {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            announce_port: 0,
+            dht_listen,
+            bootstrap: bootstrap.to_vec(),
+            work_dir: dir.path().join("work"),
+            patience: Some(Duration::from_secs(30)),
+        };
+        let swarm = Swarm::start(config, runtime.handle()).unwrap();
+        Node {
+            swarm,
+            dir,
+            runtime: Some(runtime),
+        }
+    }
+
+    fn dht(&self) -> String {
+        self.swarm.dht_listen().to_string()
+    }
+
+    fn addr(&self) -> SocketAddr {
+        self.swarm.listen().unwrap()
+    }
+
+    fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.swarm.stop();
+        self.runtime.take().unwrap().shutdown_timeout(Duration::from_secs(2));
+    }
+}
+
+/// A port that was free a moment ago.
+fn free_udp() -> SocketAddrV4 {
+    match std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap() {
+        SocketAddr::V4(addr) => addr,
+        SocketAddr::V6(_) => unreachable!("bound to IPv4"),
+    }
+}
+
+#[test]
+fn an_object_travels_with_the_dht_alone_and_through_the_bridge_only() {
+    let boot = Node::start(&[]);
+    let (a, b) = (Node::start(&[boot.dht()]), Node::start(&[boot.dht()]));
+    let object = Object::noise(20 * 1024 * 1024 + 12_345);
+    let path = object.store(a.dir());
+    a.swarm.seed(&object.info, &path).unwrap();
+    let since = Instant::now();
+    let fetched = b.swarm.fetch_object(object.item(b.dir()), Arc::new(())).unwrap();
+    println!("fetched in {:?}", since.elapsed());
+    assert!(std::fs::read(&fetched.path).unwrap() == object.data);
+    assert_eq!(fetched.info, object.info);
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&fetched.path).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o400);
+    assert!(!fetched.path.with_extension("units").exists());
+    let (answers, handed) = b.swarm.bridge_answers();
+    assert!(answers > 0 && handed > 0, "{answers} answers, {handed} peers");
+    let peers = b.swarm.peers();
+    assert_eq!(peers.len(), 1);
+    let from = peers[0].peers.iter().find(|peer| peer.down_bytes > 0).unwrap();
+    assert_eq!((from.addr, from.found_by), (a.addr(), FoundBy::Dht));
+    assert!(from.down_bytes >= object.data.len() as u64);
+    assert!(a.swarm.peers()[0].uploaded_bytes >= object.data.len() as u64);
+}
