@@ -15,9 +15,12 @@ mod look;
 mod make;
 mod mount;
 mod publish;
+mod pull;
 mod reply;
 mod request;
+mod seeding;
 
+pub use engine::{Stores, fuse_serve};
 pub use error::{ErrorKind, ServiceError, plain};
 pub use reply::*;
 pub use request::*;

@@ -73,7 +73,12 @@ impl Engine {
         let step = format!("check {}", &digest.to_string()[..12]);
         let expected = Expected { digest: *digest, units };
         let mut sink = |finding| findings.push(of_delta(&path, finding));
-        check::check_deep(&FileIo(file), expected, &mut |done: Bytes| progress.update(&step, done.0, Some(len)), &mut sink);
+        check::check_deep(
+            &FileIo(file),
+            expected,
+            &mut |done: Bytes| progress.update(&step, done.0, Some(len)),
+            &mut sink,
+        );
         *read = Bytes(read.0 + len);
     }
 

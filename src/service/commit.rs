@@ -37,7 +37,11 @@ impl Engine {
             parent: record.chain.last().copied().unwrap_or(Digest::NONE),
             stands_for: Digest::NONE,
             virtual_size: record.virtual_size,
-            chunk_size: if record.chain.is_empty() { ChunkSize::BASE } else { ChunkSize::SEALED },
+            chunk_size: if record.chain.is_empty() {
+                ChunkSize::BASE
+            } else {
+                ChunkSize::SEALED
+            },
             seal_rules: 1,
             file_system: known(&record.file_system),
         };

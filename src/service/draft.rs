@@ -54,7 +54,10 @@ impl Draft {
     /// Puts an empty file system on it. The file is all zeros, so nothing that must be zero is written.
     pub fn format(&self, file_system: &str) -> Result<(), DraftError> {
         let (tool, options): (&'static str, &[&str]) = match file_system {
-            "ext4" => ("mkfs.ext4", &["-q", "-F", "-b", "4096", "-E", "assume_storage_prezeroed=1,nodiscard"]),
+            "ext4" => (
+                "mkfs.ext4",
+                &["-q", "-F", "-b", "4096", "-E", "assume_storage_prezeroed=1,nodiscard"],
+            ),
             "xfs" => ("mkfs.xfs", &["-q", "-f", "-K", "-b", "size=4096"]),
             _ => return Ok(()),
         };
@@ -68,7 +71,11 @@ impl Draft {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&output.stderr);
-        let said = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it says nothing").trim();
+        let said = said
+            .lines()
+            .find(|line| !line.trim().is_empty())
+            .unwrap_or("it says nothing")
+            .trim();
         Err(DraftError::Mkfs {
             tool,
             size: self.size,
@@ -108,11 +115,15 @@ impl Draft {
 
     /// The file, for reading what has been put on it.
     pub fn open(&self) -> Result<FileIo, DraftError> {
-        OpenOptions::new().read(true).open(&self.path).map(FileIo).map_err(|source| DraftError::Io {
-            doing: "open",
-            path: self.path.clone(),
-            source,
-        })
+        OpenOptions::new()
+            .read(true)
+            .open(&self.path)
+            .map(FileIo)
+            .map_err(|source| DraftError::Io {
+                doing: "open",
+                path: self.path.clone(),
+                source,
+            })
     }
 }
 

@@ -3,13 +3,15 @@
 //! Refuses to know who asks, and how progress and replies are shown. Invariant: the catalogue is told after the files have changed and before
 //! the journal forgets, so that whatever happens in between, the next opener knows that it must index again.
 
+use super::seeding::Running;
 use super::{Backend, ErrorKind, Handler, Progress, Reply, Request, Role, ServiceError, Settings};
 use crate::attach;
 use crate::catalog::{Catalog, CatalogError};
 use crate::store::Store;
+use crate::swarm::Swarm;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 /// An open store.
 pub struct Engine {
@@ -17,6 +19,29 @@ pub struct Engine {
     pub(super) settings: Settings,
     /// Kept open by a daemon; a command opens it for each transaction.
     index: Option<Catalog>,
+    /// A daemon's, from its start to its stop.
+    swarm: RwLock<Option<Arc<Running>>>,
+}
+
+/// A swarm to pull with: the daemon's, or one of the command's own.
+pub(super) enum Session {
+    Shared(Arc<Running>),
+    Own(Running),
+}
+
+impl Session {
+    pub fn swarm(&self) -> &Swarm {
+        match self {
+            Session::Shared(running) => &running.swarm,
+            Session::Own(running) => &running.swarm,
+        }
+    }
+
+    pub fn end(self) {
+        if let Session::Own(running) = self {
+            running.stop();
+        }
+    }
 }
 
 /// The stores of this machine.
@@ -35,7 +60,17 @@ impl Backend for Stores {
     }
 
     fn open(&self, settings: &Settings, role: Role) -> Result<Arc<dyn Handler>, ServiceError> {
-        Ok(Arc::new(Engine::open(settings, role)?))
+        let engine = Arc::new(Engine::open(settings, role)?);
+        if role == Role::Daemon {
+            let seeding = engine.clone();
+            // Every published byte is hashed: the socket answers meanwhile.
+            std::thread::spawn(move || {
+                if let Err(error) = seeding.seed_all() {
+                    tracing::error!(cause = %error, "nothing is seeded");
+                }
+            });
+        }
+        Ok(engine)
     }
 }
 
@@ -49,11 +84,35 @@ impl Engine {
             Role::Daemon => Some(Catalog::open(&store)?),
             Role::Command => None,
         };
+        let swarm = match role {
+            Role::Daemon => Some(Arc::new(Running::start(&store, settings, role, &[])?)),
+            Role::Command => None,
+        };
         Ok(Engine {
             store,
             settings: settings.clone(),
             index,
+            swarm: RwLock::new(swarm),
         })
+    }
+
+    /// The daemon's swarm.
+    pub(super) fn swarm(&self) -> Option<Swarm> {
+        let running = self.swarm.read().expect("no thread panics while it holds this lock");
+        running.as_ref().map(|running| running.swarm.clone())
+    }
+
+    /// A swarm for one verb. Errors: nodes to ask are given to a daemon at its start.
+    pub(super) fn session(&self, bootstrap: &[String]) -> Result<Session, ServiceError> {
+        let running = self.swarm.read().expect("no thread panics while it holds this lock").clone();
+        match running {
+            Some(_) if !bootstrap.is_empty() => {
+                let message = "the daemon runs and has its own DHT nodes: start it with --bootstrap, or use --no-daemon";
+                Err(ServiceError::new(ErrorKind::Usage, message))
+            }
+            Some(running) => Ok(Session::Shared(running)),
+            None => Ok(Session::Own(Running::start(&self.store, &self.settings, Role::Command, bootstrap)?)),
+        }
     }
 
     /// Tells the catalogue. That it cannot be told is no error of the verb: the store is marked, and the next opener indexes again.
@@ -111,12 +170,22 @@ impl Handler for Engine {
             Request::Peers(_) => Reply::Peers(self.peers()?),
         })
     }
+
+    fn stop(&self) {
+        let running = self.swarm.write().expect("no thread panics while it holds this lock").take();
+        if let Some(running) = running.and_then(Arc::into_inner) {
+            running.stop();
+        }
+    }
 }
 
 /// The hidden subcommand of `blockbtd` that serves one attached image.
 pub fn fuse_serve(arguments: Vec<OsString>) -> Result<(), ServiceError> {
     let [place] = &arguments[..] else {
-        return Err(ServiceError::new(ErrorKind::Usage, "fuse-serve is started by attach, with one argument"));
+        return Err(ServiceError::new(
+            ErrorKind::Usage,
+            "fuse-serve is started by attach, with one argument",
+        ));
     };
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
     attach::server::run(Path::new(place)).map_err(|error| ServiceError::from_error(ErrorKind::Failed, &error))

@@ -7,7 +7,6 @@ use super::make::ms;
 use super::mount::failed;
 use super::{ErrorKind, Export, ExportReply, Progress, ServiceError};
 use crate::attach::{self, AttachOptions};
-use crate::blockio::BlockDevice;
 use crate::chain::{Change, Source, union};
 use crate::files;
 use crate::ids::ImageName;
@@ -25,7 +24,12 @@ impl Engine {
         let as_tar = match ask.target.extension().and_then(|ending| ending.to_str()) {
             Some("tar") => true,
             Some("raw" | "img") => false,
-            _ => return Err(ServiceError::new(ErrorKind::Usage, format!("{}: want a name that ends in .tar or .raw", ask.target.display()))),
+            _ => {
+                return Err(ServiceError::new(
+                    ErrorKind::Usage,
+                    format!("{}: want a name that ends in .tar or .raw", ask.target.display()),
+                ));
+            }
         };
         let draft = Target::new(&ask.target)?;
         let entries = match as_tar {
@@ -62,7 +66,11 @@ impl Engine {
     fn data_ranges(&self, record: &ImageRecord, size: Bytes) -> Result<Vec<Change>, ServiceError> {
         let map = self.disk_files(record, true).chain()?.into_map();
         let data = |segment: &crate::chain::Segment| !matches!(segment.source, Source::Zero);
-        let sealed: Vec<Change> = map.segments(Bytes::ZERO..size).filter(data).map(|segment| segment.at..segment.end()).collect();
+        let sealed: Vec<Change> = map
+            .segments(Bytes::ZERO..size)
+            .filter(data)
+            .map(|segment| segment.at..segment.end())
+            .collect();
         let mut head = Vec::new();
         if record.head.is_some() {
             let file = self.open_head(&record.name)?;
@@ -89,7 +97,8 @@ impl Engine {
             .and_then(|root| Ok(files::tar_out::export(&root, &mut out, &mut tell)?));
         attach::umount(&self.store, name)?;
         let stats = written?;
-        out.flush().map_err(|error| ServiceError::new(ErrorKind::Failed, "writing the archive").because(Some(&error)))?;
+        out.flush()
+            .map_err(|error| ServiceError::new(ErrorKind::Failed, "writing the archive").because(Some(&error)))?;
         Ok(stats.entries)
     }
 }

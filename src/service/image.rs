@@ -4,12 +4,9 @@
 
 use super::engine::Engine;
 use super::{Clone, CloneReply, Gc, GcObject, GcReply, Rename, RenameReply, Rm, RmReply, ServiceError};
-use crate::blockio::FileIo;
-use crate::format::head::Head;
 use crate::ids::ImageId;
-use crate::store::{CloneHead, HeadRecord, ObjectKind};
+use crate::store::{CloneHead, ObjectKind};
 use crate::units::{Bytes, ChunkSize};
-use std::io;
 use std::time::Instant;
 
 impl Engine {
@@ -17,16 +14,9 @@ impl Engine {
     pub(super) fn clone_image(&self, ask: Clone) -> Result<CloneReply, ServiceError> {
         let start = Instant::now();
         let source = self.store.image(&ask.source)?;
-        let fresh = CloneHead::Fresh {
-            record: HeadRecord {
-                smallest_size: source.virtual_size,
-                chunk_size: ChunkSize::HEAD.bytes(),
-            },
-            write: &|file| Head::create(FileIo(file), ChunkSize::HEAD).map(drop).map_err(io::Error::other),
-        };
         let head = match source.head {
             Some(_) => CloneHead::Copy,
-            None => fresh,
+            None => CloneHead::Fresh(ChunkSize::HEAD),
         };
         let (record, txn) = self.store.clone_image(&ask.source, &ask.target, head)?;
         self.index(|catalog| catalog.put_image(&record))?;
@@ -46,7 +36,10 @@ impl Engine {
             catalog.put_image(&record)
         })?;
         txn.done()?;
-        Ok(RenameReply { from: ask.from, to: ask.to })
+        Ok(RenameReply {
+            from: ask.from,
+            to: ask.to,
+        })
     }
 
     pub(super) fn rm(&self, ask: Rm) -> Result<RmReply, ServiceError> {
@@ -91,7 +84,6 @@ impl Engine {
     /// The catalogue and the swarm need not know of them any more.
     fn forget(&self, gone: &[GcObject]) -> Result<(), ServiceError> {
         self.index(|catalog| gone.iter().try_for_each(|object| catalog.remove_object(&object.digest)))?;
-        self.stop_seeding(gone.iter().map(|object| object.digest));
-        Ok(())
+        self.seed_only_published()
     }
 }

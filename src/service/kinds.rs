@@ -15,13 +15,20 @@ use crate::format::meta::MetaError;
 use crate::format::seal::SealError;
 use crate::kernel::KernelError;
 use crate::store::StoreError;
+use crate::swarm::link::LinkError;
+use crate::swarm::torrent::TorrentError;
+use crate::swarm::{FetchError, SwarmError};
 use crate::units::UnitError;
 
 fn store(error: &StoreError) -> ErrorKind {
     match error {
         StoreError::NotFound { .. } | StoreError::NoObject { .. } => ErrorKind::NotFound,
         StoreError::Exists { .. } | StoreError::InUse { .. } | StoreError::Busy { .. } => ErrorKind::InUse,
-        StoreError::Damaged { .. } | StoreError::Json { .. } | StoreError::ObjectDiffers { .. } | StoreError::TooLarge { .. } => ErrorKind::Damaged,
+        StoreError::Damaged { .. }
+        | StoreError::Json { .. }
+        | StoreError::ObjectDiffers { .. }
+        | StoreError::TooLarge { .. }
+        | StoreError::Head { .. } => ErrorKind::Damaged,
         StoreError::Id(_) => ErrorKind::Usage,
         StoreError::NotAStore { .. } | StoreError::Newer { .. } | StoreError::NoHead { .. } | StoreError::Io { .. } => ErrorKind::Failed,
     }
@@ -59,6 +66,22 @@ fn catalog(error: &CatalogError) -> ErrorKind {
     }
 }
 
+fn fetch(error: &FetchError) -> ErrorKind {
+    match error {
+        FetchError::Units { .. } | FetchError::Length { .. } | FetchError::Lies { .. } | FetchError::OtherBlob { .. } => ErrorKind::Damaged,
+        FetchError::Busy { .. } => ErrorKind::InUse,
+        _ => ErrorKind::Failed,
+    }
+}
+
+fn swarm(error: &SwarmError) -> ErrorKind {
+    match error {
+        SwarmError::Damaged { .. } => ErrorKind::Damaged,
+        SwarmError::Busy { .. } => ErrorKind::InUse,
+        _ => ErrorKind::Failed,
+    }
+}
+
 macro_rules! kinds {
     ($($Error:ty => $kind:expr;)*) => {$(
         impl From<$Error> for ServiceError {
@@ -76,6 +99,10 @@ kinds! {
     SourceError => source;
     DiskError => disk;
     CatalogError => catalog;
+    FetchError => fetch;
+    SwarmError => swarm;
+    LinkError => |_| ErrorKind::Usage;
+    TorrentError => |_| ErrorKind::Damaged;
     DraftError => |_| ErrorKind::Failed;
     KernelError => |_| ErrorKind::Failed;
     FilesError => |_| ErrorKind::Failed;

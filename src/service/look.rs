@@ -8,7 +8,7 @@ use super::{
     ServiceError, TreeDelta, TreeReply, Unreadable,
 };
 use crate::attach::{self, AttachState, Condition};
-use crate::chain::{Change, ChainMap, diff, union};
+use crate::chain::{ChainMap, Change, diff, union};
 use crate::ids::{Digest, ImageName};
 use crate::store::{ImageRecord, ObjectInfo, ObjectKind};
 use crate::sys;
@@ -21,7 +21,11 @@ impl Engine {
     pub(super) fn info(&self, ask: Info) -> Result<InfoReply, ServiceError> {
         let record = self.store.image(&ask.name)?;
         let attached = self.attached()?.remove(&record.name);
-        let chain = record.chain.iter().map(|digest| self.delta_info(digest)).collect::<Result<_, _>>()?;
+        let chain = record
+            .chain
+            .iter()
+            .map(|digest| self.delta_info(digest))
+            .collect::<Result<_, _>>()?;
         let head = record.head.map(|head| HeadInfo {
             stored_bytes: allocated(&self.store.head_path(&record.name)),
             chunk_size_bytes: head.chunk_size,
@@ -51,7 +55,9 @@ impl Engine {
 
     fn delta_info(&self, digest: &Digest) -> Result<DeltaInfo, ServiceError> {
         let file = self.store.open_object(digest)?;
-        let meta = file.metadata().map_err(|error| super::mount::failed("look at object", Path::new(&digest.to_string()), &error))?;
+        let meta = file
+            .metadata()
+            .map_err(|error| super::mount::failed("look at object", Path::new(&digest.to_string()), &error))?;
         let description = self.store.description(digest)?;
         Ok(DeltaInfo {
             digest: *digest,
@@ -69,7 +75,12 @@ impl Engine {
         let sizes = self.object_sizes()?;
         let images = listing.images.into_iter().map(|record| {
             let state = attached.remove(&record.name);
-            let sealed: u64 = record.chain.iter().filter_map(|digest| sizes.get(digest)).map(|info| info.allocated.0).sum();
+            let sealed: u64 = record
+                .chain
+                .iter()
+                .filter_map(|digest| sizes.get(digest))
+                .map(|info| info.allocated.0)
+                .sum();
             let head = record.head.map_or(0, |_| allocated(&self.store.head_path(&record.name)).0);
             ListEntry {
                 virtual_size_bytes: record.virtual_size,
@@ -223,7 +234,14 @@ mod tests {
     #[test]
     fn parents_come_before_their_children_and_a_circle_ends() {
         let id = |n: u8| Digest([n; 32]);
-        let parents = BTreeMap::from([(id(1), id(9)), (id(2), id(3)), (id(3), Digest::NONE), (id(5), id(6)), (id(6), id(5)), (id(9), Digest::NONE)]);
+        let parents = BTreeMap::from([
+            (id(1), id(9)),
+            (id(2), id(3)),
+            (id(3), Digest::NONE),
+            (id(5), id(6)),
+            (id(6), id(5)),
+            (id(9), Digest::NONE),
+        ]);
         let order = parents_first(&parents);
         let place = |n| order.iter().position(|d| *d == id(n)).unwrap();
         assert_eq!(order.len(), 6);

@@ -142,7 +142,13 @@ impl Engine {
         progress.update("sync", 0, None);
         let start = Instant::now();
         self.keep(txn, &path, &sealed, &facts)?;
-        Ok((sealed, Times { hash, sync: start.elapsed() }))
+        Ok((
+            sealed,
+            Times {
+                hash,
+                sync: start.elapsed(),
+            },
+        ))
     }
 
     /// Puts a delta that was sealed here into the store.
@@ -231,7 +237,9 @@ fn fill_tree(dir: &Path, source: Source, progress: &dyn Progress) -> Result<Stat
         Source::Dir(path) => files::tree_in::import(&path, &root, &mut |bytes, _| progress.update("copy", bytes, None))?,
         Source::Tar(TarStream { reader, len, consumed }) => {
             let total = len.map(|len| len.0);
-            files::tar_in::import(reader, &root, &mut |_, _| progress.update("unpack", consumed.load(Ordering::Relaxed), total))?
+            files::tar_in::import(reader, &root, &mut |_, _| {
+                progress.update("unpack", consumed.load(Ordering::Relaxed), total)
+            })?
         }
         Source::Raw(_) => unreachable!("a raw disk is sealed as it is"),
     };

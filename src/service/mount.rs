@@ -82,10 +82,7 @@ impl Engine {
 }
 
 fn options(read_only: bool) -> AttachOptions {
-    AttachOptions {
-        read_only,
-        program: None,
-    }
+    AttachOptions { read_only, program: None }
 }
 
 /// Only when it is empty and nothing is mounted there.

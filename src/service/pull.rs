@@ -75,7 +75,10 @@ impl Engine {
             Ok(_) => {
                 let error = ServiceError::from(StoreError::Exists { name });
                 return Err(ServiceError {
-                    message: format!("{}, and is not the one of the link: pull it under another name (--name)", error.message),
+                    message: format!(
+                        "{}, and is not the one of the link: pull it under another name (--name)",
+                        error.message
+                    ),
                     ..error
                 });
             }
@@ -104,7 +107,14 @@ impl Engine {
     }
 
     /// The `.meta` of each delta: from the store, or from the swarm.
-    fn metas(&self, txn: &Txn, manifest: &Manifest, swarm: &Swarm, peers: &[SocketAddr], watcher: &Arc<Watch>) -> Result<Vec<Wanted>, ServiceError> {
+    fn metas(
+        &self,
+        txn: &Txn,
+        manifest: &Manifest,
+        swarm: &Swarm,
+        peers: &[SocketAddr],
+        watcher: &Arc<Watch>,
+    ) -> Result<Vec<Wanted>, ServiceError> {
         let mut wanted = Vec::with_capacity(manifest.deltas.len());
         for delta in &manifest.deltas {
             let is_here = match txn.hold(&delta.digest) {
@@ -115,11 +125,26 @@ impl Engine {
             watcher.say(&format!("meta of {}", short(&delta.digest)));
             let bytes = match is_here {
                 true => self.store.meta(&delta.digest)?,
-                false => swarm.fetch_blob(delta.meta_info_hash, delta.meta_len, Some(delta.meta_sha256), peers.to_vec(), watcher.clone())?.0,
+                false => {
+                    swarm
+                        .fetch_blob(
+                            delta.meta_info_hash,
+                            delta.meta_len,
+                            Some(delta.meta_sha256),
+                            peers.to_vec(),
+                            watcher.clone(),
+                        )?
+                        .0
+                }
             };
             let meta = Meta::parse(&bytes)?;
             if meta.digest() != delta.digest || meta.file_len != delta.len {
-                let message = format!("the .meta of {} is of {}, a file of {} bytes", delta.digest, meta.digest(), meta.file_len.0);
+                let message = format!(
+                    "the .meta of {} is of {}, a file of {} bytes",
+                    delta.digest,
+                    meta.digest(),
+                    meta.file_len.0
+                );
                 return Err(ServiceError::new(ErrorKind::Damaged, message));
             }
             wanted.push(Wanted {
@@ -133,7 +158,14 @@ impl Engine {
     }
 
     /// Brings one delta into the store; tells what came over the wire.
-    fn pull_delta(&self, txn: &Txn, want: &Wanted, swarm: &Swarm, peers: &[SocketAddr], watcher: &Arc<Watch>) -> Result<Bytes, ServiceError> {
+    fn pull_delta(
+        &self,
+        txn: &Txn,
+        want: &Wanted,
+        swarm: &Swarm,
+        peers: &[SocketAddr],
+        watcher: &Arc<Watch>,
+    ) -> Result<Bytes, ServiceError> {
         let digest = want.delta.digest;
         watcher.say(&short(&digest));
         let item = ObjectItem {
@@ -155,7 +187,13 @@ impl Engine {
         self.index(|catalog| catalog.put_object(&description))?;
         let paths = self.store.object_paths(&digest);
         self.store.write_torrent(&paths.torrent, &fetched.info.info_dict())?;
-        torrent_of(&self.store, &paths.meta_torrent, &want.delta.meta_sha256.to_string(), &paths.meta, &|_| ())?;
+        torrent_of(
+            &self.store,
+            &paths.meta_torrent,
+            &want.delta.meta_sha256.to_string(),
+            &paths.meta,
+            &|_| (),
+        )?;
         remove(&fetched.path)?;
         Ok(fetched.fetched)
     }

@@ -160,6 +160,8 @@ replies! {
         info_hash: InfoHash,
         size_bytes: Bytes,
         have_bytes: Bytes,
+        /// To all peers, also those that are gone.
+        sent_bytes: Bytes,
         peers: Vec<Peer>,
     }
     Peer {

@@ -31,7 +31,11 @@ struct Item {
 
 impl Running {
     pub fn start(store: &Store, settings: &Settings, role: Role, more: &[String]) -> Result<Running, ServiceError> {
-        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().thread_name("swarm").build();
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .thread_name("swarm")
+            .build();
         let runtime = runtime.map_err(|error| ServiceError::new(ErrorKind::Failed, "starting the swarm").because(Some(&error)))?;
         let mut bootstrap = match &settings.bootstrap {
             Bootstrap::Public => public_bootstrap(),
@@ -48,7 +52,10 @@ impl Running {
             None => None,
             Some(SocketAddr::V4(address)) => Some(address),
             Some(SocketAddr::V6(address)) => {
-                return Err(ServiceError::new(ErrorKind::Usage, format!("DHT address {address}: want IPv4, the DHT speaks no other")));
+                return Err(ServiceError::new(
+                    ErrorKind::Usage,
+                    format!("DHT address {address}: want IPv4, the DHT speaks no other"),
+                ));
             }
         };
         let config = SwarmConfig {
@@ -148,7 +155,9 @@ impl Engine {
     fn peers_object(&self, torrent: TorrentPeers) -> PeersObject {
         let kind = match (torrent.name.parse::<Digest>(), torrent.name.parse::<Sha256>()) {
             (_, Ok(sha256)) if self.store.manifest_path(&sha256).exists() => "manifest",
-            (Ok(digest), _) if self.store.has_object(&digest) || self.store.incoming_dir().join(format!("{digest}.part")).exists() => "delta",
+            (Ok(digest), _) if self.store.has_object(&digest) || self.store.incoming_dir().join(format!("{digest}.part")).exists() => {
+                "delta"
+            }
             _ => "meta",
         };
         let peers = torrent.peers.into_iter().map(|peer| Peer {
@@ -171,7 +180,13 @@ impl Engine {
 }
 
 /// The torrent of a file: the one that was noted, or one made now and noted.
-pub(super) fn torrent_of(store: &Store, noted: &Path, name: &str, file: &Path, progress: &(dyn Fn(Bytes) + Sync)) -> Result<(TorrentInfo, InfoHash), ServiceError> {
+pub(super) fn torrent_of(
+    store: &Store,
+    noted: &Path,
+    name: &str,
+    file: &Path,
+    progress: &(dyn Fn(Bytes) + Sync),
+) -> Result<(TorrentInfo, InfoHash), ServiceError> {
     let open = std::fs::File::open(file).map_err(|error| super::mount::failed("open", file, &error))?;
     let limits = Limits {
         max_len: len_of(file),

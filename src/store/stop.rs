@@ -59,7 +59,7 @@ pub fn point(name: &str) {
 pub fn point(_name: &str) {}
 
 /// The stop point of a step that several verbs share.
-pub(super) fn step(verb: &str, step: &str) {
+pub fn step(verb: &str, step: &str) {
     if cfg!(feature = "root-tests") {
         point(&format!("{verb}.{step}"));
     }

@@ -73,6 +73,11 @@ pub fn enable(file: &impl AsFd) -> io::Result<Verity> {
     }
 }
 
+/// Whether the kernel checks every read of `file`; `false` also where that cannot be found out.
+pub fn is_enforced(file: &impl AsFd) -> bool {
+    measure(file).is_ok_and(|digest| digest.is_some())
+}
+
 /// The digest that the kernel enforces for `file`; `None` where it enforces none of our kind.
 pub fn measure(file: &impl AsFd) -> io::Result<Option<Digest>> {
     let mut arg = DigestArg {
