@@ -102,9 +102,11 @@ impl Engine {
         let draft = Draft::new(txn, size)?;
         draft.format("ext4")?;
         let mounted = draft.mount(&self.store, txn, "ext4")?;
+        crate::store::stop::point("import.mounted");
         let stats = fill_tree(&mounted.dir, source, progress)?;
         progress.update("unmount", 0, None);
         mounted.finish()?;
+        crate::store::stop::point("import.filled");
         Ok(Filled {
             file: draft.open()?,
             size,
