@@ -4,7 +4,7 @@
 //! does no harm.
 
 use super::error::{At, StoreError};
-use super::lock::ImageLock;
+use super::lock::{ImageLock, Moment};
 use super::txn::{FileIdentity, Intent};
 use super::{Store, fs, image};
 use crate::ids::{ImageId, ImageName};
@@ -51,14 +51,14 @@ impl Store {
         File::open(&path).is_err() || self.try_adopt(id).is_ok_and(|owner| owner.is_some())
     }
 
-    fn try_adopt(&self, id: &str) -> Result<Option<File>, StoreError> {
+    fn try_adopt(&self, id: &str) -> Result<Option<Moment>, StoreError> {
         let path = self.txn_dir(id).join("owner");
         let owner = fs::open_lock(&path)?;
-        Ok((fs::try_lock(&owner, &path)? && fs::is_at(&owner, &path)?).then_some(owner))
+        Ok((fs::try_lock(&owner, &path)? && fs::is_at(&owner, &path)?).then(|| Moment(owner)))
     }
 
     /// Takes over the transactions of the dead: with their owner's lock, so that no other sweep has them too.
-    fn adopt_dead(&self) -> Result<Vec<(String, File)>, StoreError> {
+    fn adopt_dead(&self) -> Result<Vec<(String, Moment)>, StoreError> {
         let mut dead = Vec::new();
         for id in self.unfinished()? {
             let dir = self.txn_dir(&id);
