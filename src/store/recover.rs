@@ -9,7 +9,6 @@ use super::txn::{FileIdentity, Intent};
 use super::{Store, fs, image};
 use crate::ids::{ImageId, ImageName};
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::time::Duration;
 
 /// How long a start waits to be alone in the store when there is something to tidy up; the next start tries again.
@@ -45,10 +44,13 @@ impl Store {
         Ok(folders.chain(entries).collect())
     }
 
-    /// A guess, for a moment's worth: whoever makes the folder may not have locked it yet.
+    /// A guess, for a moment's worth: whoever makes the folder may not have locked it yet, and may be removing it by now.
     fn seems_dead(&self, id: &str) -> bool {
         let path = self.txn_dir(id).join("owner");
-        File::open(&path).is_err() || self.try_adopt(id).is_ok_and(|owner| owner.is_some())
+        let Ok(owner) = fs::open_read(&path) else { return true };
+        let free = fs::try_lock(&owner, &path).unwrap_or(false);
+        drop(free.then(|| Moment(owner)));
+        free
     }
 
     fn try_adopt(&self, id: &str) -> Result<Option<Moment>, StoreError> {
