@@ -53,7 +53,19 @@ pub struct Catalog {
     images: sled::Tree,
     objects: sled::Tree,
     hashes: sled::Tree,
-    _lock: OwnedFd,
+    _lock: Lock,
+}
+
+/// Unlocked before it is closed: a child that another thread has just forked may have a copy for a moment.
+#[derive(Debug)]
+struct Lock(OwnedFd);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Err(errno) = rustix::fs::flock(&self.0, FlockOperation::Unlock) {
+            tracing::warn!(cause = %errno, "the catalogue's lock goes only with its descriptor");
+        }
+    }
 }
 
 impl Catalog {
@@ -262,7 +274,7 @@ fn is_locked(error: &io::Error) -> bool {
 }
 
 /// Waits for the lock that goes with the index: sled's own admits one process, and fails at once.
-fn lock(path: &Path, patience: Duration) -> Result<OwnedFd, CatalogError> {
+fn lock(path: &Path, patience: Duration) -> Result<Lock, CatalogError> {
     let io = |doing, source: rustix::io::Errno| CatalogError::Io {
         doing,
         path: path.into(),
@@ -273,7 +285,7 @@ fn lock(path: &Path, patience: Duration) -> Result<OwnedFd, CatalogError> {
     let start = Instant::now();
     loop {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
+            Ok(()) => return Ok(Lock(file)),
             Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < patience => std::thread::sleep(Duration::from_millis(5)),
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(CatalogError::Busy { path: path.into() }),
             Err(errno) => return Err(io("lock", errno)),

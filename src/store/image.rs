@@ -232,14 +232,21 @@ impl Store {
 
     pub(super) fn read_record(&self, id: ImageId) -> Result<ImageRecord, StoreError> {
         let path = self.image_dir(id).join("image.json");
-        let mut record = ImageRecord::parse(&path, &fs::read_bounded(&path, MAX_RECORD)?)?;
-        if record.id() != id {
-            record.name = self.name_on_its_way(&record.name, id).ok_or_else(|| StoreError::Damaged {
-                path,
-                why: format!("the name in it, \"{}\", belongs to another directory", record.name),
-            })?;
+        // A rename may end between our look at the record and at the journal: then the record is right when it is read again.
+        for _ in 0..4 {
+            let mut record = ImageRecord::parse(&path, &fs::read_bounded(&path, MAX_RECORD)?)?;
+            if record.id() == id {
+                return Ok(record);
+            }
+            if let Some(name) = self.name_on_its_way(&record.name, id) {
+                record.name = name;
+                return Ok(record);
+            }
         }
-        Ok(record)
+        Err(StoreError::Damaged {
+            path,
+            why: "the name in it belongs to another directory".into(),
+        })
     }
 
     /// The new name of an image whose directory has been renamed, and its record not yet.

@@ -10,30 +10,62 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// An image is ours as long as this, or a copy of its descriptor in any process, lives.
 #[derive(Debug)]
 pub struct ImageLock {
     file: File,
+    handed_on: AtomicBool,
 }
 
 /// The store's lock, shared: nothing is collected meanwhile.
 #[derive(Debug)]
 pub(super) struct Shared {
-    _file: File,
+    _file: Moment,
 }
 
 /// The store's lock, alone.
 #[derive(Debug)]
 pub(super) struct Exclusive {
-    _file: File,
+    _file: Moment,
+}
+
+/// A lock that ends with this value. Closing alone would leave it to a child that another thread has forked and that has not yet reached its
+/// `exec`, where the copies of our descriptors close.
+#[derive(Debug)]
+pub(super) struct Moment(pub(super) File);
+
+impl Drop for Moment {
+    fn drop(&mut self) {
+        unlock(&self.0);
+    }
+}
+
+fn unlock(file: &File) {
+    if let Err(errno) = rustix::fs::flock(file, FlockOperation::Unlock) {
+        tracing::warn!(cause = %errno, "a lock goes only with its descriptor");
+    }
 }
 
 impl ImageLock {
-    /// A copy that a child process inherits: the image stays locked until the child is gone as well.
+    /// A copy for a child process: the image stays locked until the child is gone as well.
+    ///
+    /// Hand it on as one of the child's standard streams (`Command::stdin`). It closes on `exec` like any other, so that no child that some
+    /// other thread starts at the same time takes the lock with it.
     pub fn inheritable(&self) -> io::Result<OwnedFd> {
-        Ok(rustix::io::dup(&self.file)?)
+        let copy = self.file.try_clone()?;
+        self.handed_on.store(true, Ordering::Relaxed);
+        Ok(copy.into())
+    }
+}
+
+impl Drop for ImageLock {
+    fn drop(&mut self) {
+        if !self.handed_on.load(Ordering::Relaxed) {
+            unlock(&self.file);
+        }
     }
 }
 
@@ -74,7 +106,7 @@ impl Store {
         let path = self.root.join("gc.lock");
         let file = fs::open_lock(&path)?;
         fs::wait_lock(&file, FlockOperation::LockShared, &path)?;
-        Ok(Shared { _file: file })
+        Ok(Shared { _file: Moment(file) })
     }
 
     /// Tries for `patience` to be alone in the store. Never queues, so that it holds up nobody.
@@ -91,7 +123,7 @@ impl Store {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        Ok(Exclusive { _file: file })
+        Ok(Exclusive { _file: Moment(file) })
     }
 }
 
@@ -99,5 +131,8 @@ impl Store {
 pub(super) fn lock_dir(dir: &Path) -> Result<Option<ImageLock>, StoreError> {
     let path = dir.join("lock");
     let file = fs::open_lock(&path)?;
-    Ok(fs::try_lock(&file, &path)?.then_some(ImageLock { file }))
+    Ok(fs::try_lock(&file, &path)?.then(|| ImageLock {
+        file,
+        handed_on: AtomicBool::new(false),
+    }))
 }

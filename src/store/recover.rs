@@ -4,12 +4,11 @@
 //! does no harm.
 
 use super::error::{At, StoreError};
-use super::lock::ImageLock;
+use super::lock::{ImageLock, Moment};
 use super::txn::{FileIdentity, Intent};
 use super::{Store, fs, image};
 use crate::ids::{ImageId, ImageName};
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::time::Duration;
 
 /// How long a start waits to be alone in the store when there is something to tidy up; the next start tries again.
@@ -45,20 +44,23 @@ impl Store {
         Ok(folders.chain(entries).collect())
     }
 
-    /// A guess, for a moment's worth: whoever makes the folder may not have locked it yet.
+    /// A guess, for a moment's worth: whoever makes the folder may not have locked it yet, and may be removing it by now.
     fn seems_dead(&self, id: &str) -> bool {
         let path = self.txn_dir(id).join("owner");
-        File::open(&path).is_err() || self.try_adopt(id).is_ok_and(|owner| owner.is_some())
+        let Ok(owner) = fs::open_read(&path) else { return true };
+        let free = fs::try_lock(&owner, &path).unwrap_or(false);
+        drop(free.then(|| Moment(owner)));
+        free
     }
 
-    fn try_adopt(&self, id: &str) -> Result<Option<File>, StoreError> {
+    fn try_adopt(&self, id: &str) -> Result<Option<Moment>, StoreError> {
         let path = self.txn_dir(id).join("owner");
         let owner = fs::open_lock(&path)?;
-        Ok((fs::try_lock(&owner, &path)? && fs::is_at(&owner, &path)?).then_some(owner))
+        Ok((fs::try_lock(&owner, &path)? && fs::is_at(&owner, &path)?).then(|| Moment(owner)))
     }
 
     /// Takes over the transactions of the dead: with their owner's lock, so that no other sweep has them too.
-    fn adopt_dead(&self) -> Result<Vec<(String, File)>, StoreError> {
+    fn adopt_dead(&self) -> Result<Vec<(String, Moment)>, StoreError> {
         let mut dead = Vec::new();
         for id in self.unfinished()? {
             let dir = self.txn_dir(&id);

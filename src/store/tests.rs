@@ -228,8 +228,10 @@ fn a_locked_image_is_left_alone() {
     ] {
         assert!(matches!(result, Err(StoreError::InUse { .. })), "{result:?}");
     }
-    assert!(!rustix::io::fcntl_getfd(&child).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
-    drop(child);
+    let mut sleeper = std::process::Command::new("sleep").arg("60").stdin(child).spawn().unwrap();
+    assert!(matches!(store.lock_image(&name("a")), Err(StoreError::InUse { .. })));
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
     store.lock_image(&name("a")).unwrap();
     assert!(is_tidy(&store));
 }

@@ -4,12 +4,11 @@
 //! entry on disk and holds the lock of `tmp/<id>/owner`; an entry whose lock is free is a dead process's.
 
 use super::error::StoreError;
-use super::lock::ImageLock;
+use super::lock::{ImageLock, Moment};
 use super::{Store, fs, stop};
 use crate::ids::ImageName;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -82,7 +81,7 @@ pub struct Txn {
     store: Store,
     id: String,
     intent: Intent,
-    _owner: File,
+    _owner: Moment,
     lock: Option<ImageLock>,
     finished: bool,
 }
@@ -138,7 +137,7 @@ impl Store {
             store: self.clone(),
             id,
             intent,
-            _owner: owner,
+            _owner: Moment(owner),
             lock,
             finished: false,
         };
