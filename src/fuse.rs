@@ -3,6 +3,7 @@
 //! Refuses to know what the disk is made of, who mounts what above it, or how the process lives. Invariant: an `fsync` that was answered
 //! with success was a successful flush of the disk, and each request has exactly one answer.
 
+mod ahead;
 mod disk;
 
 use crate::blockio::BlockDevice;
