@@ -211,26 +211,36 @@ pub fn states(store: &Store) -> Result<Vec<AttachState>, AttachError> {
     Ok(all)
 }
 
-/// Takes away what dead processes left attached in this store; returns whose it was. What another verb is at work on is left to it.
+/// Takes away what dead processes left attached in this store; returns whose it was. What another verb is at work on is left to it, and what
+/// resists is left to the next verb on that image, which says why: one image's trouble is not all images'.
 pub fn sweep(store: &Store) -> Result<Vec<ImageId>, AttachError> {
     let mut swept = Vec::new();
     for image in known(store, &loops::list()?)? {
-        let place = Place::of(store, image);
-        let lock = place.try_lock().map_err(|source| AttachError::Io {
-            doing: "lock",
-            path: place.dir(),
-            source,
-        })?;
-        if lock.is_none() || check_owner(store, &place).is_err() {
-            continue;
-        }
-        let seen = look(&place)?;
-        if seen.attached().is_none() || place.is_orphan() {
-            take_away(&image, &place, &seen)?;
-            swept.push(image);
+        match sweep_image(store, image) {
+            Ok(true) => swept.push(image),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%image, %error, "leftovers could not be taken away"),
         }
     }
     Ok(swept)
+}
+
+fn sweep_image(store: &Store, image: ImageId) -> Result<bool, AttachError> {
+    let place = Place::of(store, image);
+    let lock = place.try_lock().map_err(|source| AttachError::Io {
+        doing: "lock",
+        path: place.dir(),
+        source,
+    })?;
+    if lock.is_none() || check_owner(store, &place).is_err() {
+        return Ok(false);
+    }
+    let seen = look(&place)?;
+    if seen.attached().is_some() && !place.is_orphan() {
+        return Ok(false);
+    }
+    take_away(&image, &place, &seen)?;
+    Ok(true)
 }
 
 fn attach_in(

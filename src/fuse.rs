@@ -62,6 +62,3 @@ impl Server {
 pub fn serve(disk: Arc<dyn BlockDevice>, dir: &Path, threads: usize) -> Result<(), FuseError> {
     Server::mount(disk, dir, threads)?.run()
 }
-
-#[cfg(all(test, feature = "root-tests"))]
-mod tests;

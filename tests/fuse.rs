@@ -1,8 +1,15 @@
-use super::*;
-use crate::blockio::{MemoryIo, ReadAt, WriteAt};
-use crate::kernel::{loops, mounts};
-use crate::units::Bytes;
+//! A disk of our own making behind FUSE and a loop device, with a real kernel.
+#![cfg(feature = "root-tests")]
+
+use blockbt::blockio::{BlockDevice, MemoryIo, ReadAt, WriteAt};
+use blockbt::fuse::{FILE, Server, THREADS};
+use blockbt::kernel::{loops, mounts};
+use blockbt::units::Bytes;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -101,4 +108,50 @@ fn a_file_system_lives_on_a_disk_shown_by_fuse() {
     mounts::unmount(&fuse_dir, PATIENCE).unwrap();
     thread.join().unwrap().unwrap();
     assert_eq!(disk.0.bytes()[1080..1082], [0x53, 0xef], "ext4's magic is on the disk");
+}
+
+/// Full for writes, rotten for reads, and its flush fails.
+struct Broken;
+
+impl BlockDevice for Broken {
+    fn size(&self) -> Bytes {
+        Bytes(1 << 20)
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn read(&self, _: Bytes, _: &mut [u8]) -> io::Result<()> {
+        Err(io::ErrorKind::InvalidData.into())
+    }
+    fn write(&self, _: Bytes, _: &[u8]) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::ENOSPC))
+    }
+    fn zero(&self, _: Bytes, _: Bytes) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+    fn flush(&self) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EDQUOT))
+    }
+}
+
+#[test]
+fn errors_keep_their_number_on_the_way_to_the_kernel() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::mount(Arc::new(Broken), dir.path(), 1).unwrap();
+    let rig = Rig {
+        dirs: vec![dir.path().into()],
+        device: None,
+    };
+    let thread = std::thread::spawn(move || server.run());
+    let file = std::fs::File::options().read(true).write(true).open(dir.path().join(FILE)).unwrap();
+    let code = |result: io::Result<()>| result.unwrap_err().raw_os_error().unwrap();
+    assert_eq!(code(file.write_all_at(&[1; 4096], 0)), libc::ENOSPC);
+    assert_eq!(code(file.read_exact_at(&mut [0; 4096], 0)), libc::EIO);
+    assert_eq!(code(file.sync_all()), libc::EDQUOT);
+    assert_eq!(code(file.write_all_at(&[1; 4096], 1 << 20)), libc::ENOSPC, "behind the end");
+    assert_eq!(code(file.set_len(5)), libc::EPERM);
+    assert_eq!(code(std::fs::File::create(dir.path().join("new")).map(drop)), libc::ENOSYS);
+    drop(file);
+    drop(rig);
+    thread.join().unwrap().unwrap();
 }
