@@ -12,6 +12,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+const NAME: &str = "blockbt-test-fuse";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 struct MemoryDisk(MemoryIo);
@@ -49,7 +50,7 @@ impl Drop for Rig {
         while let Some(dir) = self.dirs.pop() {
             if self.dirs.is_empty() {
                 if let Some(number) = self.device.take() {
-                    let _ = loops::detach_dead(number, PATIENCE);
+                    let _ = loops::detach_dead(number, NAME, PATIENCE);
                 }
             }
             if mounts::list().is_ok_and(|all| all.iter().any(|m| m.dir == dir)) {
@@ -82,7 +83,7 @@ fn a_file_system_lives_on_a_disk_shown_by_fuse() {
 
     let device = loops::attach(&loops::Attach {
         file: &fuse_dir.join(FILE),
-        name: "blockbt-test-fuse",
+        name: NAME,
         read_only: false,
         direct_io: true,
     })
@@ -104,7 +105,7 @@ fn a_file_system_lives_on_a_disk_shown_by_fuse() {
     mounts::mount_device(&device.path(), &mount_dir, "ext4", None, true).unwrap();
     assert_eq!(std::fs::read(mount_dir.join("file")).unwrap(), content);
     mounts::unmount(&mount_dir, PATIENCE).unwrap();
-    loops::detach(device.number, PATIENCE).unwrap();
+    loops::detach(device.number, NAME, PATIENCE).unwrap();
     mounts::unmount(&fuse_dir, PATIENCE).unwrap();
     thread.join().unwrap().unwrap();
     assert_eq!(disk.0.bytes()[1080..1082], [0x53, 0xef], "ext4's magic is on the disk");
