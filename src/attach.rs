@@ -14,12 +14,14 @@ mod run;
 mod seen;
 pub mod server;
 mod spawn;
+mod survey;
 
 pub use disk::{DiskError, DiskFiles};
 pub use error::AttachError;
 pub use plan::Step;
 pub use run::StepError;
 pub use spawn::Program;
+pub use survey::{AttachState, Condition, states, sweep};
 
 use crate::ids::{ImageId, ImageName};
 use crate::kernel::{loops, mounts};
@@ -27,7 +29,6 @@ use crate::store::{ImageLock, ImageRecord, Store};
 use place::{Place, RootIdentity, RunLock};
 use run::Target;
 use seen::{LoopSeen, Seen};
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -46,28 +47,6 @@ pub struct Attached {
     pub read_only: bool,
     /// Of an image that is still being made: when this is dropped and the image still attached, the next sweep takes it away.
     _owner: Option<File>,
-}
-
-/// What is known of an image that has, or had, a device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AttachState {
-    pub image: ImageId,
-    /// `None` if nothing remembers it.
-    pub name: Option<ImageName>,
-    pub condition: Condition,
-    pub device: Option<PathBuf>,
-    pub read_only: bool,
-    /// Oldest first.
-    pub mounts: Vec<PathBuf>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Condition {
-    Attached,
-    /// Its server is dead, or who started it died half way: the next verb on the image takes it away.
-    Leftover,
-    /// A verb is at work on it.
-    Changing,
 }
 
 /// Makes a block device of an image; gives it a head if it has none and is to be written to.
@@ -168,69 +147,6 @@ pub fn umount(store: &Store, name: &ImageName) -> Result<(), AttachError> {
         return Err(AttachError::NotAttached { name: name.clone() });
     }
     take_away(name, &place, &seen)
-}
-
-/// What is attached of this store, and what is left over, by the kernel's account.
-pub fn states(store: &Store) -> Result<Vec<AttachState>, AttachError> {
-    let (loops, mounts) = (loops::list()?, mounts::list()?);
-    let mut all = Vec::new();
-    for image in known(store, &loops)? {
-        let place = Place::of(store, image);
-        // A copy of this store has it.
-        if check_owner(store, &place).is_err() {
-            continue;
-        }
-        let seen = Seen::of(&place, &loops, &mounts);
-        if seen.is_nothing() {
-            continue;
-        }
-        let state = place.read_state();
-        let device = seen.attached();
-        let at_rest = || place.try_lock().map(|lock| lock.is_some());
-        let condition = match device {
-            Some(_) if !place.is_orphan() => Condition::Attached,
-            _ if at_rest().map_err(|source| AttachError::Io {
-                doing: "lock",
-                path: place.dir(),
-                source,
-            })? =>
-            {
-                Condition::Leftover
-            }
-            _ => Condition::Changing,
-        };
-        all.push(AttachState {
-            image,
-            name: state.map(|state| state.name),
-            condition,
-            device: device.map(LoopSeen::device),
-            read_only: device.is_some_and(|device| device.read_only),
-            mounts: seen.loops.iter().flat_map(|device| device.mounts.clone()).collect(),
-        });
-    }
-    Ok(all)
-}
-
-/// Takes away what dead processes left attached in this store; returns whose it was. What another verb is at work on is left to it.
-pub fn sweep(store: &Store) -> Result<Vec<ImageId>, AttachError> {
-    let mut swept = Vec::new();
-    for image in known(store, &loops::list()?)? {
-        let place = Place::of(store, image);
-        let lock = place.try_lock().map_err(|source| AttachError::Io {
-            doing: "lock",
-            path: place.dir(),
-            source,
-        })?;
-        if lock.is_none() || check_owner(store, &place).is_err() {
-            continue;
-        }
-        let seen = look(&place)?;
-        if seen.attached().is_none() || place.is_orphan() {
-            take_away(&image, &place, &seen)?;
-            swept.push(image);
-        }
-    }
-    Ok(swept)
 }
 
 fn attach_in(
@@ -378,26 +294,4 @@ fn check_owner(store: &Store, place: &Place) -> Result<(), AttachError> {
         }),
         _ => Ok(()),
     }
-}
-
-/// The images that have a directory under `/run`, or a loop device.
-fn known(store: &Store, loops: &[loops::LoopDevice]) -> Result<BTreeSet<ImageId>, AttachError> {
-    let prefix = place::loop_prefix(store.id());
-    let names = loops
-        .iter()
-        .filter_map(|device| device.name.as_deref()?.strip_prefix(&prefix)?.parse().ok());
-    let mut all: BTreeSet<ImageId> = names.collect();
-    let run_dir = store.run_dir();
-    match fs::read_dir(&run_dir) {
-        Ok(entries) => all.extend(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<ImageId>().ok())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(source) => {
-            return Err(AttachError::Io {
-                doing: "list",
-                path: run_dir,
-                source,
-            });
-        }
-    }
-    Ok(all)
 }

@@ -3,6 +3,7 @@
 //! Refuses to know what the disk is made of, who mounts what above it, or how the process lives. Invariant: an `fsync` that was answered
 //! with success was a successful flush of the disk, and each request has exactly one answer.
 
+mod ahead;
 mod disk;
 
 use crate::blockio::BlockDevice;
@@ -61,6 +62,3 @@ impl Server {
 pub fn serve(disk: Arc<dyn BlockDevice>, dir: &Path, threads: usize) -> Result<(), FuseError> {
     Server::mount(disk, dir, threads)?.run()
 }
-
-#[cfg(all(test, feature = "root-tests"))]
-mod tests;

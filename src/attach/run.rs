@@ -165,8 +165,8 @@ pub fn take_away(step: &Step, place: &Place) -> Result<(), StepError> {
             Err(_) => Ok(mounts::unmount_lazily(dir)?),
         },
         Step::Flush { number } => Ok(loops::flush(*number)?),
-        Step::DetachLoop { number, dead: false } => Ok(loops::detach(*number, PATIENCE)?),
-        Step::DetachLoop { number, dead: true } => match loops::detach_dead(*number, DEAD_PATIENCE) {
+        Step::DetachLoop { number, dead: false } => Ok(loops::detach(*number, &place.loop_name(), PATIENCE)?),
+        Step::DetachLoop { number, dead: true } => match loops::detach_dead(*number, &place.loop_name(), DEAD_PATIENCE) {
             // It can reach no file any more, and goes with its last user.
             Err(error) if error.is_busy() => {
                 tracing::warn!(number, "a dead loop device is still open somewhere");

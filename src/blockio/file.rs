@@ -1,6 +1,6 @@
 use super::{ReadAt, WriteAt};
 use crate::units::Bytes;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -17,6 +17,13 @@ impl ReadAt for FileIo {
 
     fn size(&self) -> io::Result<Bytes> {
         Ok(Bytes(self.0.metadata()?.len()))
+    }
+
+    fn will_need(&self, at: Bytes, len: Bytes) {
+        if let (Ok(at), Ok(len)) = (i64::try_from(at.0), i64::try_from(len.0)) {
+            // A hint that is not taken costs nothing but time.
+            let _not_taken = posix_fadvise(&self.0, at, len, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+        }
     }
 }
 

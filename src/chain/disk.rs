@@ -313,6 +313,14 @@ impl<F: WriteAt> BlockDevice for Disk<F> {
         Ok(())
     }
 
+    fn will_need(&self, at: Bytes, len: Bytes) {
+        // A head's chunks are few and were just written; the chain is what is long and cold.
+        let end = Bytes(at.0.saturating_add(len.0).min(self.size().0));
+        if at < end {
+            self.chain.will_need(at, end);
+        }
+    }
+
     fn flush(&self) -> io::Result<()> {
         match &self.head {
             Some(head) if !self.read_only => head.commit(),

@@ -39,6 +39,15 @@ impl Chain {
         self.read_below(at, buf, Bytes(u64::MAX))
     }
 
+    /// Has the deltas' files read ahead what a read of the range would ask them for.
+    pub fn will_need(&self, at: Bytes, end: Bytes) {
+        for piece in self.map.segments(at..end) {
+            if let Source::Delta { layer, offset } = piece.source {
+                self.files[layer].will_need(offset, piece.len);
+            }
+        }
+    }
+
     /// The same, with zeros from the disk's byte `clip` on.
     pub fn read_below(&self, at: Bytes, buf: &mut [u8], clip: Bytes) -> io::Result<()> {
         let end = at.checked_add(Bytes(buf.len() as u64)).ok_or(io::ErrorKind::InvalidInput)?;

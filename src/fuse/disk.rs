@@ -4,6 +4,7 @@
 //! for ever; loop's status call then works even when the server is dead.
 
 use super::FILE;
+use super::ahead::Ahead;
 use crate::blockio::BlockDevice;
 use crate::units::Bytes;
 use fuser::{
@@ -26,6 +27,7 @@ const MAX_REQUEST: u32 = 1 << 20;
 pub struct DiskFs {
     disk: Arc<dyn BlockDevice>,
     started: SystemTime,
+    ahead: Ahead,
 }
 
 thread_local! {
@@ -38,6 +40,7 @@ impl DiskFs {
         DiskFs {
             disk,
             started: SystemTime::now(),
+            ahead: Ahead::default(),
         }
     }
 
@@ -164,6 +167,10 @@ impl Filesystem for DiskFs {
                 Err(error) => reply.error(answer("read", at, len as u64, &error)),
             }
         });
+        // The answer is on its way; while it is used, the disk beneath need not rest.
+        if let Some((at, len)) = self.ahead.after_read(at, len as u64) {
+            self.disk.will_need(Bytes(at), Bytes(len));
+        }
     }
 
     fn write(

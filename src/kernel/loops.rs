@@ -172,27 +172,33 @@ pub fn flush(number: u32) -> Result<(), KernelError> {
         .map_err(|e| KernelError::new("flush", node(number), e))
 }
 
-/// Frees the device, and waits until it is gone.
+/// Frees the device if it still has this name, and waits until it is gone.
 ///
 /// Errors: busy (see [`KernelError::is_busy`]) if it is mounted or claimed, in any mount namespace, and if somebody still has it open after
 /// `patience`; it then goes away with its last user.
-pub fn detach(number: u32, patience: Duration) -> Result<(), KernelError> {
-    let path = node(number);
-    let Some(before) = backing(number) else { return Ok(()) };
+pub fn detach(number: u32, name: &str, patience: Duration) -> Result<(), KernelError> {
     // O_EXCL on a block device: nobody has it mounted or claimed, and nobody can until we close it.
-    let device = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_EXCL)
-        .open(&path)
-        .map_err(|e| KernelError::new("claim", &path, e))?;
-    free(device, number, &before, patience)
+    open_and_free(number, name, libc::O_EXCL, patience)
 }
 
 /// As [`detach`], for a device whose file has died: one that is still claimed goes away with its last user.
-pub fn detach_dead(number: u32, patience: Duration) -> Result<(), KernelError> {
+pub fn detach_dead(number: u32, name: &str, patience: Duration) -> Result<(), KernelError> {
+    open_and_free(number, name, 0, patience)
+}
+
+fn open_and_free(number: u32, name: &str, flags: i32, patience: Duration) -> Result<(), KernelError> {
+    let path = node(number);
     let Some(before) = backing(number) else { return Ok(()) };
-    let device = open_file(&node(number), true).map_err(|e| KernelError::new("open", node(number), e))?;
-    free(device, number, &before, patience)
+    let device = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(&path)
+        .map_err(|e| KernelError::new("open", &path, e))?;
+    // As long as we have it open nobody can give the number to another file; before that, somebody could.
+    match sys::loops::status(&device) {
+        Ok(status) if status.name != name => Ok(()),
+        _ => free(device, number, &before, patience),
+    }
 }
 
 fn free(device: File, number: u32, before: &Path, patience: Duration) -> Result<(), KernelError> {

@@ -4,10 +4,10 @@ use std::os::unix::fs::FileExt;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Frees its device even when the test fails.
-struct Made(u32);
+struct Made(u32, String);
 impl Drop for Made {
     fn drop(&mut self) {
-        let _ = detach_dead(self.0, PATIENCE);
+        let _ = detach_dead(self.0, &self.1, PATIENCE);
     }
 }
 
@@ -19,7 +19,7 @@ fn made(file: &Path, name: &str, read_only: bool) -> (LoopDevice, Made) {
         direct_io: true,
     })
     .expect("a loop device can be made");
-    let guard = Made(device.number);
+    let guard = Made(device.number, name.into());
     (device, guard)
 }
 
@@ -85,12 +85,13 @@ fn a_claimed_device_is_busy_and_stays() {
         .custom_flags(libc::O_EXCL)
         .open(device.path())
         .unwrap();
-    assert!(detach(device.number, PATIENCE).unwrap_err().is_busy());
+    assert!(detach(device.number, "blockbt-test-busy", PATIENCE).unwrap_err().is_busy());
     drop(claim);
+    detach(device.number, "another-name", PATIENCE).unwrap();
     assert_eq!(inspect(device.number).unwrap(), device);
-    detach(device.number, PATIENCE).unwrap();
+    detach(device.number, "blockbt-test-busy", PATIENCE).unwrap();
     assert_ne!(inspect(device.number).ok().and_then(|d| d.name), device.name);
-    detach(device.number, PATIENCE).unwrap();
+    detach(device.number, "blockbt-test-busy", PATIENCE).unwrap();
 }
 
 #[test]
