@@ -209,7 +209,7 @@ fn without_peers_a_fetch_says_so_and_can_be_cancelled() {
         }
     }
     let a = Node::start_with(free_udp(), &[], Duration::from_secs(1));
-    let object = Object::noise(1000);
+    let object = Object::noise(10_000);
     let error = a.swarm.fetch_object(object.item(a.dir()), Arc::new(())).unwrap_err();
     assert!(matches!(error, FetchError::Stalled { peers: 0, .. }), "{error:?}");
     let error = a.swarm.fetch_object(object.item(a.dir()), Arc::new(Cancel)).unwrap_err();
@@ -218,7 +218,7 @@ fn without_peers_a_fetch_says_so_and_can_be_cancelled() {
 
 #[test]
 fn a_link_carries_what_a_pull_needs() {
-    let object = Object::noise(1000);
+    let object = Object::noise(10_000);
     let link = Link {
         info_hash: object.info.info_hash(),
         sha256: Some(Sha256::of(&object.data)),
