@@ -13,6 +13,7 @@ const FRESH: Duration = Duration::from_secs(120);
 const OFTEN: Duration = Duration::from_secs(15);
 const SELDOM: Duration = Duration::from_secs(15 * 60);
 const RETRY: Duration = Duration::from_millis(500);
+const ALONE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(5);
 const LOOK_SELDOM: Duration = Duration::from_secs(5 * 60);
 
@@ -32,7 +33,8 @@ async fn announce(dht: &DhtNode, info_hash: InfoHash, port: u16, since: Instant)
             }
             Err(error) => {
                 tracing::debug!(%info_hash, %error, "not announced yet");
-                retry = (retry * 2).min(OFTEN);
+                // While nobody else is there, each second counts for the one who comes.
+                retry = (retry * 2).min(if since.elapsed() < FRESH { ALONE } else { OFTEN });
                 retry
             }
         };

@@ -52,7 +52,7 @@ pub enum FetchError {
     },
     #[error("{info_hash}: the swarm's bytes have SHA-256 {found}, want {want}: the torrent lies, nothing of it was kept")]
     OtherBlob { info_hash: InfoHash, found: Sha256, want: Sha256 },
-    #[error("{info_hash}: no byte came for {} s ({peers} peers known)", patience.as_secs())]
+    #[error("{info_hash}: nothing whole and right came for {} s ({peers} peers known)", patience.as_secs())]
     Stalled {
         info_hash: InfoHash,
         patience: Duration,
@@ -165,6 +165,8 @@ impl Tools<'_> {
             missing: info.pieces.len(),
             verifier,
             believed_units: 0,
+            have_bytes: 0,
+            fetched: 0,
         };
         let haves = self.engine.haves(&torrent);
         haves
@@ -255,6 +257,8 @@ struct Run<'a> {
     missing: usize,
     verifier: Option<Asking>,
     believed_units: usize,
+    have_bytes: u64,
+    fetched: u64,
 }
 
 impl Run<'_> {
@@ -265,8 +269,9 @@ impl Run<'_> {
             _ => return,
         }
         self.missing -= 1;
-        let Some(asking) = &mut self.verifier else { return };
         let range = self.info.piece_range(piece);
+        self.have_bytes += range.end - range.start;
+        let Some(asking) = &mut self.verifier else { return };
         for unit in (range.start / UNIT) as usize..range.end.div_ceil(UNIT) as usize {
             if !asking.asked.get(unit) && pieces_of(self.info, unit).all(|piece| self.have[piece]) {
                 asking.asked.set(unit, true);
@@ -276,7 +281,7 @@ impl Run<'_> {
     }
 
     async fn until_complete(&mut self, mut pieces: UnboundedReceiver<u32>, mut parked: Option<Parked>) -> Result<(), FetchError> {
-        let mut progress = (0, Instant::now());
+        let mut progress = Instant::now();
         let mut tick = tokio::time::interval(TICK);
         while self.missing > 0 {
             tokio::select! {
@@ -285,6 +290,8 @@ impl Run<'_> {
                     while let Ok(piece) = pieces.try_recv() {
                         self.note(piece);
                     }
+                    progress = Instant::now();
+                    self.report();
                     if let (Some(parked), Some(piece)) = (&mut parked, self.random_missing()) {
                         parked.seek(self.info.piece_range(piece).start).await;
                     }
@@ -295,11 +302,9 @@ impl Run<'_> {
                     if let State::Failed { why } = &status.state {
                         return Err(self.failure(why));
                     }
-                    if status.fetched != progress.0 {
-                        progress = (status.fetched, Instant::now());
-                    }
-                    self.tools.patient(self.info.info_hash(), progress.1)?;
-                    self.report(status.have_bytes, status.fetched);
+                    self.fetched = status.fetched;
+                    self.tools.patient(self.info.info_hash(), progress)?;
+                    self.report();
                 }
             }
         }
@@ -316,8 +321,8 @@ impl Run<'_> {
                 verdict => self.judge(verdict)?,
             }
         }
-        let status = self.torrent.status();
-        self.report(self.info.len.0, status.fetched);
+        self.fetched = self.torrent.status().fetched;
+        self.report();
         Ok(())
     }
 
@@ -353,12 +358,12 @@ impl Run<'_> {
         }
     }
 
-    fn report(&self, have: u64, fetched: u64) {
+    fn report(&self) {
         self.tools.watcher.step(Step::Fetching {
-            have: Bytes(have),
+            have: Bytes(self.have_bytes),
             len: self.info.len,
             believed: Bytes((self.believed_units as u64 * UNIT).min(self.info.len.0)),
-            fetched: Bytes(fetched),
+            fetched: Bytes(self.fetched),
             peers: self.tools.book.peers(self.info.info_hash()).len(),
         });
     }

@@ -31,7 +31,7 @@ pub struct SwarmConfig {
     pub bootstrap: Vec<String>,
     /// For small files that are on their way; on any file system.
     pub work_dir: PathBuf,
-    /// A fetch that sees no byte for so long ends with an error. `None` waits for ever.
+    /// A fetch that gets no whole and right piece for so long ends with an error. `None` waits for ever.
     pub patience: Option<Duration>,
 }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 mod faults;
 mod parity;
+mod raw;
 mod resume;
 
 /// Bytes that do not compress and differ everywhere.
@@ -81,10 +82,10 @@ struct Node {
 
 impl Node {
     fn start(bootstrap: &[String]) -> Node {
-        Node::start_at(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), bootstrap)
+        Node::start_with(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), bootstrap, Duration::from_secs(30))
     }
 
-    fn start_at(dht_listen: SocketAddrV4, bootstrap: &[String]) -> Node {
+    fn start_with(dht_listen: SocketAddrV4, bootstrap: &[String], patience: Duration) -> Node {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(4)
             .enable_all()
@@ -97,7 +98,7 @@ impl Node {
             dht_listen,
             bootstrap: bootstrap.to_vec(),
             work_dir: dir.path().join("work"),
-            patience: Some(Duration::from_secs(30)),
+            patience: Some(patience),
         };
         let swarm = Swarm::start(config, runtime.handle()).unwrap();
         Node {
@@ -158,4 +159,73 @@ fn an_object_travels_with_the_dht_alone_and_through_the_bridge_only() {
     assert_eq!((from.addr, from.found_by), (a.addr(), FoundBy::Dht));
     assert!(from.down_bytes >= object.data.len() as u64);
     assert!(a.swarm.peers()[0].uploaded_bytes >= object.data.len() as u64);
+}
+
+#[test]
+fn two_hosts_that_bootstrap_on_each_other_find_each_other() {
+    let (first, second) = (free_udp(), free_udp());
+    let patience = Duration::from_secs(30);
+    let a = Node::start_with(first, &[second.to_string()], patience);
+    let object = Object::noise(3 << 20);
+    a.swarm.seed(&object.info, &object.store(a.dir())).unwrap();
+    // The other host comes up later, as in life; one of its names does not resolve at all.
+    std::thread::sleep(Duration::from_millis(1500));
+    let b = Node::start_with(second, &[first.to_string(), "no-such-host.invalid:1".into()], patience);
+    let since = Instant::now();
+    let fetched = b.swarm.fetch_object(object.item(b.dir()), Arc::new(())).unwrap();
+    println!("two hosts: {:?}, {} nodes known", since.elapsed(), b.swarm.dht_nodes());
+    assert!(std::fs::read(fetched.path).unwrap() == object.data);
+}
+
+#[test]
+fn what_was_fetched_is_seeded_at_once_and_a_second_seed_call_is_quick() {
+    let boot = Node::start(&[]);
+    let (a, b, c) = (Node::start(&[boot.dht()]), Node::start(&[boot.dht()]), Node::start(&[boot.dht()]));
+    let object = Object::noise(5 << 20);
+    a.swarm.seed(&object.info, &object.store(a.dir())).unwrap();
+    let fetched = b.swarm.fetch_object(object.item(b.dir()), Arc::new(())).unwrap();
+    a.swarm.unseed(object.info.info_hash());
+    let home = b.dir().join("object");
+    std::fs::hard_link(&fetched.path, &home).unwrap();
+    std::fs::remove_file(&fetched.path).unwrap();
+    b.swarm.seed(&object.info, &home).unwrap();
+    c.swarm.fetch_object(object.item(c.dir()), Arc::new(())).unwrap();
+    assert!(matches!(
+        c.swarm.fetch_object(object.item(c.dir()), Arc::new(())),
+        Err(FetchError::Busy { .. })
+    ));
+    assert_eq!(b.swarm.damage(object.info.info_hash()), None);
+}
+
+#[test]
+fn without_peers_a_fetch_says_so_and_can_be_cancelled() {
+    struct Cancel;
+    impl Watcher for Cancel {
+        fn step(&self, step: Step) {
+            assert_eq!(step, Step::Looking { peers: 0 });
+        }
+        fn cancelled(&self) -> bool {
+            true
+        }
+    }
+    let a = Node::start_with(free_udp(), &[], Duration::from_secs(1));
+    let object = Object::noise(10_000);
+    let error = a.swarm.fetch_object(object.item(a.dir()), Arc::new(())).unwrap_err();
+    assert!(matches!(error, FetchError::Stalled { peers: 0, .. }), "{error:?}");
+    let error = a.swarm.fetch_object(object.item(a.dir()), Arc::new(Cancel)).unwrap_err();
+    assert!(matches!(error, FetchError::Cancelled), "{error:?}");
+}
+
+#[test]
+fn a_link_carries_what_a_pull_needs() {
+    let object = Object::noise(10_000);
+    let link = Link {
+        info_hash: object.info.info_hash(),
+        sha256: Some(Sha256::of(&object.data)),
+        name: Some("web".into()),
+        trackers: Vec::new(),
+        peers: vec![SocketAddr::from(([127, 0, 0, 1], 4240))],
+        web_seeds: Vec::new(),
+    };
+    assert_eq!(Link::parse(&link.to_string()).unwrap(), link);
 }

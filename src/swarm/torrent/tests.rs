@@ -10,7 +10,7 @@ fn build(len: usize) -> TorrentInfo {
     TorrentInfo::build("object", &MemoryIo::new(pattern(len)), &|_| {}).unwrap()
 }
 
-fn any() -> Limits<'static> {
+fn roomy() -> Limits<'static> {
     Limits {
         max_len: Bytes(1 << 44),
         name: None,
@@ -81,13 +81,13 @@ fn two_threads_hash_as_one_does() {
 fn what_was_built_parses_to_itself() {
     for len in [1, 4096, MIN_PIECE as usize, 3 * MIN_PIECE as usize + 5] {
         let info = build(len);
-        assert_eq!(parse_info(&info.info_dict(), Some(info.info_hash()), any()).unwrap(), info);
+        assert_eq!(parse_info(&info.info_dict(), Some(info.info_hash()), roomy()).unwrap(), info);
     }
 }
 
 #[test]
 fn hostile_info_dicts_are_named_errors() {
-    let parse = |bytes: &[u8]| parse_info(bytes, None, any()).unwrap_err();
+    let parse = |bytes: &[u8]| parse_info(bytes, None, roomy()).unwrap_err();
     assert!(matches!(parse(&with("length", Value::Int(0))), TorrentError::Length { found: 0 }));
     assert!(matches!(parse(&with("length", Value::Int(-1))), TorrentError::Length { found: -1 }));
     assert!(matches!(parse(&with("length", Value::Int(1 << 60))), TorrentError::TooLong { .. }));
@@ -126,7 +126,7 @@ fn hostile_info_dicts_are_named_errors() {
     assert!(matches!(parse(&vec![b'd'; MAX_INFO as usize + 1]), TorrentError::TooBig { .. }));
     let other = build(9);
     assert!(matches!(
-        parse_info(&other.info_dict(), Some(InfoHash([7; 20])), any()),
+        parse_info(&other.info_dict(), Some(InfoHash([7; 20])), roomy()),
         Err(TorrentError::InfoHash { .. })
     ));
     let limits = Limits {
@@ -149,8 +149,8 @@ fn hostile_info_dicts_are_named_errors() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_an_answer_not_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-        let _ = parse_info(&bytes, None, super::tests::any());
+    fn any_bytes_are_an_answer_not_a_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+        let _ = parse_info(&bytes, None, roomy());
     }
 
     #[test]
@@ -159,8 +159,8 @@ proptest! {
         let mut bytes = info.info_dict();
         let at = at % bytes.len();
         bytes[at] ^= flip;
-        prop_assert!(parse_info(&bytes, Some(info.info_hash()), super::tests::any()).is_err());
-        if let Ok(parsed) = parse_info(&bytes, None, super::tests::any()) {
+        prop_assert!(parse_info(&bytes, Some(info.info_hash()), roomy()).is_err());
+        if let Ok(parsed) = parse_info(&bytes, None, roomy()) {
             prop_assert_eq!(parsed.info_dict(), bytes);
         }
     }
