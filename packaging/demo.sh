@@ -38,7 +38,7 @@ space_of() { du -s -B1 --total "$@" | tail -n 1 | cut -f1; }
 at() {
     local host=$1
     shift
-    nsenter --net="/run/netns/$tag-$host" -- "$@"
+    nsenter --net="/run/netns/$tag-$host" -- "$@" 9<&-
 }
 # A verb on a host, shown as one would type it there.
 ctl() {
@@ -263,7 +263,7 @@ busy=''
 ctl a peers --json >"$demo/work/peers-a.json"
 ctl b peers --json >"$demo/work/peers-b.json"
 fetched=$(json 'r["fetched_bytes"]' <"$demo/work/pull.json")
-note "$(json 'f"{r[\"deltas\"]} deltas"' <"$demo/work/pull.json"), $(size "$fetched") fetched, verified and linked"
+note "$(json 'str(r["deltas"]) + " deltas"' <"$demo/work/pull.json"), $(size "$fetched") fetched, verified and linked"
 note "meanwhile host a cloned, wrote, unmounted and removed an image $(wc -l <"$demo/work/rounds" 2>/dev/null || echo 0) times"
 shown b peers
 took pulled
