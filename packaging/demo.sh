@@ -78,7 +78,7 @@ our_mounts() {
 # Removes everything a run can have made, but the cache and (for vm-test) the stores' files.
 clean() {
     local host root image mount device
-    store_ids=$(sed -n 's/^id //p' "$state"/*/store/VERSION 2>/dev/null | paste -sd '|')
+    store_ids=$(sed -n 's/^id //p' "$state"/*/store/VERSION 2>/dev/null | paste -sd '|' || true)
     for host in a b boot; do
         root=$state/$host/store
         [ -e "$root/VERSION" ] && [ -x "$bin/blockbt-ctl" ] || continue
@@ -98,7 +98,7 @@ clean() {
     for mount in $(our_mounts); do umount "$mount" 2>/dev/null || umount --lazy "$mount" || true; done
     stop KILL
     for host in a b boot; do
-        ip netns list | grep -q "^$tag-$host\b" && ip netns delete "$tag-$host"
+        [ ! -e "/run/netns/$tag-$host" ] || ip netns delete "$tag-$host"
     done
     if [ -n "$store_ids" ]; then
         (IFS='|' && for id in $store_ids; do rm -rf --one-file-system "/run/blockbt/$id"; done)
