@@ -7,6 +7,7 @@
 pub mod check;
 pub mod crcs;
 pub mod exceptions;
+pub mod facts;
 pub mod head;
 pub mod header;
 pub mod manifest;
@@ -15,6 +16,8 @@ pub mod seal;
 pub mod sealed;
 pub mod trailer;
 pub mod verity;
+
+pub use facts::{Facts, FileSystem, SEAL_RULES};
 
 use crate::units::{ChunkSize, DiskChunk, FileChunk};
 

@@ -5,6 +5,7 @@
 
 pub mod bencode;
 pub mod blockio;
+pub mod chain;
 pub mod format;
 pub mod ids;
 pub mod units;

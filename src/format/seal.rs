@@ -5,9 +5,10 @@
 
 use super::crcs::Crcs;
 use super::exceptions::area_bytes;
+use super::facts::Facts;
 use super::header::Header;
 use super::meta::Meta;
-use super::trailer::{Facts, MAX_EXTENTS, build, check_shape};
+use super::trailer::{MAX_EXTENTS, build, check_shape};
 use super::verity::{BLOCK, Builder, VerityError};
 use super::{Exception, Extent, areas, chunks, file_chunk, trailer};
 use crate::blockio::WriteAt;

@@ -1,8 +1,8 @@
 use super::*;
 use crate::blockio::MemoryIo;
+use crate::format::facts::{Facts, FileSystem};
 use crate::format::meta::Meta;
 use crate::format::seal::{SealedDelta, Sealer};
-use crate::format::trailer::{Facts, FileSystem};
 use crate::units::DiskChunk;
 use proptest::prelude::*;
 

@@ -196,7 +196,7 @@ fn a_power_cut_loses_nothing_that_was_committed_and_mixes_nothing_up() {
 }
 
 /// Opens a state that a cut left, by `open`, goes on writing, and is cut again: exceptions of the first life must not come back.
-fn second_cuts(open: fn(Arc<RecordIo>) -> Result<Head<Arc<RecordIo>>, HeadError>) -> (usize, Option<String>) {
+fn second_cuts(open: impl Fn(Arc<RecordIo>) -> Result<Head<Arc<RecordIo>>, HeadError>) -> (usize, Option<String>) {
     let first = RecordIo::default();
     let life = first_life(&first, &first, 3);
     let log = first.log();
