@@ -134,6 +134,7 @@ fn peers() -> PeersReply {
             info_hash: HASH,
             size_bytes,
             have_bytes,
+            sent_bytes: Bytes(4096),
             peers: vec![peer],
         }],
     }

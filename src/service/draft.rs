@@ -103,6 +103,7 @@ impl Draft {
         let device = loops::attach(&wanted)?;
         let mut mounted = Mounted {
             place,
+            name: name.clone(),
             dir: dir.clone(),
             device: device.number,
             is_mounted: false,
@@ -130,6 +131,8 @@ impl Draft {
 /// A mounted draft; dropped early, it is unmounted as well as that goes.
 pub struct Mounted {
     place: PathBuf,
+    /// The device's name.
+    name: String,
     pub dir: PathBuf,
     device: u32,
     is_mounted: bool,
@@ -148,7 +151,7 @@ impl Mounted {
             self.is_mounted = false;
         }
         if self.is_attached {
-            loops::detach(self.device, PATIENCE)?;
+            loops::detach(self.device, &self.name, PATIENCE)?;
             self.is_attached = false;
         }
         remove_place(&self.place);
@@ -184,7 +187,7 @@ pub fn sweep(store: &Store) -> Result<(), ServiceError> {
             for mount in on_it {
                 mounts::unmount_lazily(&mount.dir).map_err(DraftError::from)?;
             }
-            loops::detach_dead(device.number, PATIENCE).map_err(DraftError::from)?;
+            loops::detach_dead(device.number, &name, PATIENCE).map_err(DraftError::from)?;
             tracing::info!(device = device.number, "took away what a killed import left");
         }
         remove_place(&place);
