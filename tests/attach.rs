@@ -110,7 +110,8 @@ impl Rig {
             .collect();
         assert!(left.is_empty(), "{left:?}");
         assert_eq!(self.servers(name), [0u32; 0]);
-        assert!(!self.place(name).exists());
+        let left: Vec<_> = fs::read_dir(self.store.run_dir()).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
     }
 }
 
