@@ -120,11 +120,9 @@ impl Place {
     /// Says that this process is the only one that wants the image attached.
     pub fn own(&self) -> io::Result<File> {
         let file = open_lock(&self.dir().join(OWNER_FILE))?;
-        if try_lock(&file)? {
-            Ok(file)
-        } else {
-            Err(io::ErrorKind::ResourceBusy.into())
-        }
+        // Who asks whether there is an owner takes the lock for a moment, and nobody else does.
+        rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+        Ok(file)
     }
 
     /// Whether the one who wanted it attached is dead, so that nobody will ever take it away.
