@@ -11,11 +11,12 @@ fn every_change_of_a_seeded_file_is_an_error_and_marks_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("object");
     std::fs::write(&path, b"sealed").unwrap();
-    let changes: [(&str, &dyn Fn(&SeedFile) -> io::Result<()>); 4] = [
-        ("a write", &|file| file.write(0, b"x")),
-        ("a change of its length", &|file| file.set_len(7)),
-        ("a change of its length", &|file| file.set_len(0)),
-        ("its removal", &|file| file.remove()),
+    type Change = fn(&SeedFile) -> io::Result<()>;
+    let changes: [(&str, Change); 4] = [
+        ("a write", |file| file.write(0, b"x")),
+        ("a change of its length", |file| file.set_len(7)),
+        ("a change of its length", |file| file.set_len(0)),
+        ("its removal", |file| file.remove()),
     ];
     for (what, change) in changes {
         let file = SeedFile::open(&path, Bytes(6)).unwrap();
