@@ -52,8 +52,9 @@ fn what_is_missing_of_a_part_reads_as_zeros() {
     let dir = tempfile::tempdir().unwrap();
     let (part, _pieces) = part(dir.path(), 1 << 30);
     let part = part.unwrap();
-    part.write(5, b"abc").unwrap();
     let mut buf = [9; 10];
+    assert!(part.read(0, &mut buf).is_err(), "before the first write there is nothing to check");
+    part.write(5, b"abc").unwrap();
     part.read(0, &mut buf).unwrap();
     assert_eq!(&buf, b"\0\0\0\0\0abc\0\0");
     part.read((1 << 30) - 10, &mut buf).unwrap();
