@@ -18,6 +18,8 @@ pub trait ReadAt: Send + Sync {
     /// Fills `buf` from offset `at`. Errors: `UnexpectedEof` where the file ends first.
     fn read_at(&self, buf: &mut [u8], at: Bytes) -> io::Result<()>;
     fn size(&self) -> io::Result<Bytes>;
+    /// A hint that the range will be read soon. Never waits for it; does nothing where nothing can be done.
+    fn will_need(&self, _at: Bytes, _len: Bytes) {}
 }
 
 /// Something that can be written at an offset, and made durable.
@@ -41,6 +43,8 @@ pub trait BlockDevice: Send + Sync {
     fn write(&self, at: Bytes, data: &[u8]) -> io::Result<()>;
     /// The range reads as zeros afterwards: what a discard or write-zeroes of a loop device asks for.
     fn zero(&self, at: Bytes, len: Bytes) -> io::Result<()>;
+    /// A hint that the range will be read soon; what lies outside of the disk is ignored. Never waits for it.
+    fn will_need(&self, _at: Bytes, _len: Bytes) {}
     /// A barrier: all that was written before is durable when it returns.
     fn flush(&self) -> io::Result<()>;
 }
@@ -53,6 +57,9 @@ macro_rules! forward {
             }
             fn size(&self) -> io::Result<Bytes> {
                 (**self).size()
+            }
+            fn will_need(&self, at: Bytes, len: Bytes) {
+                (**self).will_need(at, len)
             }
         }
         impl<T: WriteAt + ?Sized> WriteAt for $pointer {

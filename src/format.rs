@@ -4,8 +4,10 @@
 //! Refuses to know paths, chains and devices. Invariant: what a sealed delta's areas say is a pure function of its extents.
 //! Byte tables: `kernel-notes/dm-snapshot-format.md`, `delta-trailer.md`, `meta.md`, `manifest.md`.
 
+pub mod check;
 pub mod crcs;
 pub mod exceptions;
+pub mod facts;
 pub mod head;
 pub mod header;
 pub mod manifest;
@@ -14,6 +16,8 @@ pub mod seal;
 pub mod sealed;
 pub mod trailer;
 pub mod verity;
+
+pub use facts::{Facts, FileSystem, SEAL_RULES};
 
 use crate::units::{ChunkSize, DiskChunk, FileChunk};
 

@@ -20,7 +20,7 @@ mod verifier;
 
 pub use fetch::FetchError;
 pub use metadata::MetadataError;
-pub use node::{Fetched, ObjectItem, Peer, Step, Swarm, SwarmConfig, SwarmError, TorrentPeers, Watcher, proxy_problem};
+pub use node::{Fetched, ObjectItem, Peer, Step, Swarm, SwarmConfig, SwarmError, TorrentPeers, Watcher, proxy_problem, public_bootstrap};
 pub use peers::FoundBy;
 
 #[cfg(all(test, feature = "root-tests"))]

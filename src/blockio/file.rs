@@ -1,8 +1,9 @@
 use super::{ReadAt, WriteAt};
 use crate::units::Bytes;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 /// A plain file.
@@ -16,6 +17,13 @@ impl ReadAt for FileIo {
 
     fn size(&self) -> io::Result<Bytes> {
         Ok(Bytes(self.0.metadata()?.len()))
+    }
+
+    fn will_need(&self, at: Bytes, len: Bytes) {
+        if let (Ok(at), Ok(len)) = (i64::try_from(at.0), i64::try_from(len.0)) {
+            // A hint that is not taken costs nothing but time.
+            let _not_taken = posix_fadvise(&self.0, at, len, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+        }
     }
 }
 
@@ -48,6 +56,29 @@ impl WriteAt for FileIo {
 }
 
 impl FileIo {
+    /// Where the file has data, by its file system's account; a block device is all data.
+    pub fn data_ranges(&self) -> io::Result<Vec<Range<Bytes>>> {
+        use rustix::fs::{SeekFrom, seek};
+        let size = seek(&self.0, SeekFrom::End(0))?;
+        let mut ranges = Vec::new();
+        let mut at = 0;
+        while at < size {
+            let start = match seek(&self.0, SeekFrom::Data(at)) {
+                Ok(start) => start,
+                Err(rustix::io::Errno::NXIO) => break,
+                Err(rustix::io::Errno::INVAL) => {
+                    ranges.push(Bytes(at)..Bytes(size));
+                    break;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let end = seek(&self.0, SeekFrom::Hole(start))?;
+            ranges.push(Bytes(start)..Bytes(end));
+            at = end;
+        }
+        Ok(ranges)
+    }
+
     /// For file systems without holes.
     fn write_zeros(&self, at: Bytes, len: Bytes) -> io::Result<()> {
         let end = at.0.saturating_add(len.0).min(self.size()?.0);

@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn pieces_out_of_order_give_the_crc_of_the_whole() {
-        let bytes: Vec<u8> = (0..200_000u32).map(|i| (i * 31 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..200_000u32).map(|i| ((i * 31) >> 3) as u8).collect();
         let want: Vec<u8> = bytes
             .chunks(WINDOW as usize)
             .flat_map(|part| crc32fast::hash(part).to_le_bytes())

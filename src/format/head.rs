@@ -13,6 +13,8 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+#[cfg(test)]
+mod power_cut;
 mod runs;
 #[cfg(test)]
 mod tests;

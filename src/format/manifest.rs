@@ -3,7 +3,7 @@
 //! Refuses to know signatures, trackers and magnet links. Invariant: equal manifests have equal bytes, and other bytes of the same
 //! meaning are refused. Table of keys: `kernel-notes/manifest.md`.
 
-use super::trailer::FileSystem;
+use super::facts::FileSystem;
 use crate::bencode::{self, BencodeError, Value};
 use crate::ids::{Digest, IdError, ImageName, InfoHash, Sha256};
 use crate::units::{Bytes, UnitError};

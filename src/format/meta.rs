@@ -4,7 +4,8 @@
 //! whether they are a certain delta's says `digest`. Byte table: `kernel-notes/meta.md`.
 
 use super::Extent;
-use super::trailer::{Facts, RAW_EXTENT, RAW_FACTS, TrailerError, check_shape, extents_bytes, parse_extents};
+use super::facts::{Facts, RAW_FACTS};
+use super::trailer::{RAW_EXTENT, TrailerError, check_shape, extents_bytes, parse_extents};
 use super::verity::{Hash, digest_of_units, unit_count};
 use crate::ids::Digest;
 use crate::units::Bytes;

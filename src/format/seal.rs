@@ -5,15 +5,17 @@
 
 use super::crcs::Crcs;
 use super::exceptions::area_bytes;
+use super::facts::Facts;
 use super::header::Header;
 use super::meta::Meta;
-use super::trailer::{Facts, MAX_EXTENTS, build, check_shape};
+use super::trailer::{MAX_EXTENTS, build, check_shape};
 use super::verity::{BLOCK, Builder, VerityError};
 use super::{Exception, Extent, areas, chunks, file_chunk, trailer};
 use crate::blockio::WriteAt;
 use crate::ids::Digest;
 use crate::units::{Bytes, DiskChunk, UnitError};
 use std::io;
+use std::time::{Duration, Instant};
 
 #[cfg(test)]
 mod tests;
@@ -76,6 +78,7 @@ pub struct Sealer<F> {
     buffer_at: Bytes,
     units: Builder,
     crcs: Crcs,
+    hashing: Duration,
 }
 
 impl<F: WriteAt> Sealer<F> {
@@ -97,6 +100,7 @@ impl<F: WriteAt> Sealer<F> {
             buffer_at: Bytes::ZERO,
             units: Builder::default(),
             crcs: Crcs::default(),
+            hashing: Duration::ZERO,
         };
         let mut header = vec![0; facts.chunk_size.as_usize()];
         header[..16].copy_from_slice(&Header::new(facts.chunk_size).to_bytes());
@@ -165,8 +169,15 @@ impl<F: WriteAt> Sealer<F> {
     }
 
     fn hash(&mut self, at: Bytes, data: &[u8]) {
+        let start = Instant::now();
         self.units.put(at, data);
         self.crcs.put(at, data);
+        self.hashing += start.elapsed();
+    }
+
+    /// How long hashes and CRCs took so far.
+    pub fn hashing(&self) -> Duration {
+        self.hashing
     }
 
     /// Hashes now and writes later, with what follows it in the file.

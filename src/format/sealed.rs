@@ -3,7 +3,8 @@
 //! Refuses to read areas (they are a pure function of the extents, which `check` compares) and data. Invariant: a [`SealedTable`]
 //! is consistent in itself and with the file's length and header.
 
-use super::trailer::{FOOTER, Facts, Footer, RAW_EXTENT, Section, TrailerError, check_shape, parse_extents};
+use super::facts::Facts;
+use super::trailer::{FOOTER, Footer, RAW_EXTENT, Section, TrailerError, check_shape, parse_extents};
 use super::{Exception, Extent, chunks, file_chunk};
 use crate::blockio::ReadAt;
 use crate::format::header::Header;

@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 
 pub struct Host {
     engine: Engine,
-    dht: Arc<DhtNode>,
+    dht: Option<Arc<DhtNode>>,
     bridge: Bridge,
     book: Arc<PeerBook>,
     announce_port: u16,
@@ -63,12 +63,16 @@ impl Host {
             config.announce_port
         };
         let engine = Engine::start(listen, announce_port, work_dir.clone(), bridge.url().into()).await?;
-        let dht = DhtNode::start(dht_listen, config.bootstrap)
-            .await
-            .map_err(|cause| SwarmError::Dht { listen: dht_listen, cause })?;
+        let dht = match dht_listen {
+            Some(listen) => {
+                let node = DhtNode::start(listen, config.bootstrap).await;
+                Some(Arc::new(node.map_err(|cause| SwarmError::Dht { listen, cause })?))
+            }
+            None => None,
+        };
         Ok(Host {
             engine,
-            dht: Arc::new(dht),
+            dht,
             bridge,
             book,
             announce_port,
@@ -82,12 +86,15 @@ impl Host {
         self.engine.listen()
     }
 
-    pub fn dht_listen(&self) -> SocketAddrV4 {
-        self.dht.listen()
+    pub fn dht_listen(&self) -> Option<SocketAddrV4> {
+        Some(self.dht.as_ref()?.listen())
     }
 
     pub async fn dht_nodes(&self) -> usize {
-        self.dht.nodes().await
+        match &self.dht {
+            Some(dht) => dht.nodes().await,
+            None => 0,
+        }
     }
 
     pub fn bridge_answers(&self) -> (u64, u64) {
@@ -106,7 +113,12 @@ impl Host {
             }
             self.book.open(info_hash);
             self.book.add(info_hash, FoundBy::Static, peers);
-            let announcer = tokio::spawn(announce::run(self.dht.clone(), self.book.clone(), info_hash, self.announce_port));
+            let (dht, book, port) = (self.dht.clone(), self.book.clone(), self.announce_port);
+            let announcer = tokio::spawn(async move {
+                if let Some(dht) = dht {
+                    announce::run(dht, book, info_hash, port).await;
+                }
+            });
             torrents.insert(info_hash, Claim { announcer, ready: None });
             true
         })
@@ -290,7 +302,9 @@ impl Host {
         self.with(|torrents| torrents.drain().for_each(|(_, claim)| claim.announcer.abort()));
         self.bridge.stop();
         self.engine.stop().await;
-        self.dht.stop().await;
+        if let Some(dht) = &self.dht {
+            dht.stop().await;
+        }
     }
 }
 

@@ -25,7 +25,8 @@ pub struct SwarmConfig {
     pub listen: SocketAddr,
     /// The port that others are told; 0 stands for the one that `listen` got.
     pub announce_port: u16,
-    pub dht_listen: SocketAddrV4,
+    /// `None`: neither asks the DHT nor answers in it.
+    pub dht_listen: Option<SocketAddrV4>,
     /// `host:port` of other DHT nodes. With none, this node waits for others to come.
     pub bootstrap: Vec<String>,
     /// For small files that are on their way; on any file system.
@@ -171,7 +172,7 @@ impl Swarm {
         self.host.listen()
     }
 
-    pub fn dht_listen(&self) -> SocketAddrV4 {
+    pub fn dht_listen(&self) -> Option<SocketAddrV4> {
         self.host.dht_listen()
     }
 
@@ -254,6 +255,11 @@ impl Swarm {
         let host = self.host.clone();
         self.run(async move { host.stop().await });
     }
+}
+
+/// The well-known nodes of the public DHT.
+pub fn public_bootstrap() -> Vec<String> {
+    mainline::DEFAULT_BOOTSTRAP_NODES.iter().map(|node| node.to_string()).collect()
 }
 
 /// Why the engine could not reach our own tracker bridge: its HTTP client obeys the proxy variables, and has no switch for it.

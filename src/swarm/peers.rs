@@ -5,6 +5,7 @@
 use crate::ids::InfoHash;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -29,6 +30,16 @@ pub enum FoundBy {
 struct Known {
     peers: BTreeMap<SocketAddr, (FoundBy, Instant)>,
     complete: bool,
+}
+
+impl fmt::Display for FoundBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FoundBy::Dht => "dht",
+            FoundBy::Static => "static",
+            FoundBy::Incoming => "incoming",
+        })
+    }
 }
 
 /// The book. Share it in an `Arc`.

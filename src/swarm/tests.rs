@@ -95,7 +95,7 @@ impl Node {
         let config = SwarmConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             announce_port: 0,
-            dht_listen,
+            dht_listen: Some(dht_listen),
             bootstrap: bootstrap.to_vec(),
             work_dir: dir.path().join("work"),
             patience: Some(patience),
@@ -109,7 +109,7 @@ impl Node {
     }
 
     fn dht(&self) -> String {
-        self.swarm.dht_listen().to_string()
+        self.swarm.dht_listen().expect("the node has a DHT").to_string()
     }
 
     fn addr(&self) -> SocketAddr {

@@ -75,3 +75,149 @@ fn a_head_the_kernel_invalidated_is_not_opened() {
     head.io().write_at(&[0], Bytes(4)).unwrap();
     assert!(matches!(Head::open(MemoryIo::new(head.io().bytes())), Err(HeadError::Invalidated)));
 }
+
+/// A disk that fails on command.
+#[derive(Default)]
+struct Failing {
+    io: MemoryIo,
+    writes: std::sync::atomic::AtomicBool,
+    syncs: std::sync::atomic::AtomicBool,
+}
+
+impl ReadAt for Failing {
+    fn read_at(&self, buf: &mut [u8], at: Bytes) -> io::Result<()> {
+        self.io.read_at(buf, at)
+    }
+    fn size(&self) -> io::Result<Bytes> {
+        self.io.size()
+    }
+}
+
+impl WriteAt for Failing {
+    fn write_at(&self, data: &[u8], at: Bytes) -> io::Result<()> {
+        if self.writes.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.io.write_at(data, at)
+    }
+    fn sync(&self) -> io::Result<()> {
+        if self.syncs.load(Ordering::SeqCst) {
+            Err(io::Error::other("disk"))
+        } else {
+            Ok(())
+        }
+    }
+    fn set_len(&self, len: Bytes) -> io::Result<()> {
+        self.io.set_len(len)
+    }
+    fn punch(&self, at: Bytes, len: Bytes) -> io::Result<()> {
+        self.io.punch(at, len)
+    }
+}
+
+#[test]
+fn a_commit_that_had_no_room_can_be_repeated() {
+    let head = Head::create(Failing::default(), CHUNK).unwrap();
+    (0..300).for_each(|disk| put(&head, disk, 1));
+    head.io().writes.store(true, Ordering::SeqCst);
+    assert_eq!(head.commit().unwrap_err().kind(), io::ErrorKind::StorageFull);
+    head.io().writes.store(false, Ordering::SeqCst);
+    (300..600).for_each(|disk| put(&head, disk, 2));
+    head.commit().unwrap();
+    let again = Head::open(MemoryIo::new(head.io().io.bytes())).unwrap();
+    assert_eq!(again.exceptions(), head.exceptions());
+    assert_eq!(again.exceptions().len(), 600);
+}
+
+#[test]
+fn after_a_failed_sync_no_commit_claims_success() {
+    let head = Head::create(Failing::default(), CHUNK).unwrap();
+    put(&head, 1, 1);
+    head.io().syncs.store(true, Ordering::SeqCst);
+    assert!(head.commit().is_err());
+    head.io().syncs.store(false, Ordering::SeqCst);
+    assert!(head.commit().is_err());
+    assert_eq!(first_byte(&head, 1), Some(1), "it can still be read");
+}
+
+#[test]
+fn threads_never_share_a_chunk_and_all_they_committed_is_there() {
+    let head = Head::create(MemoryIo::default(), CHUNK).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let head = &head;
+            scope.spawn(move || {
+                for i in 0..300 {
+                    put(head, thread * 1000 + i, thread as u8 + 1);
+                    if i % 50 == 7 {
+                        head.commit().unwrap();
+                    }
+                }
+                head.commit().unwrap();
+            });
+        }
+    });
+    let again = Head::open(MemoryIo::new(head.io().bytes())).unwrap();
+    assert_eq!(again.exceptions(), head.exceptions());
+    for thread in 0..4 {
+        for i in 0..300 {
+            assert_eq!(first_byte(&again, thread * 1000 + i), Some(thread as u8 + 1));
+        }
+    }
+}
+
+fn edited(head: &Head<MemoryIo>, at: usize, value: u64) -> MemoryIo {
+    let mut bytes = head.io().bytes();
+    bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    MemoryIo::new(bytes)
+}
+
+#[test]
+fn a_head_that_contradicts_itself_is_not_opened() {
+    let head = Head::create(MemoryIo::default(), CHUNK).unwrap();
+    (0..3).for_each(|disk| put(&head, disk, 1));
+    head.commit().unwrap();
+    let second = 4096 + 16;
+    assert!(matches!(
+        Head::open(edited(&head, second, 0)),
+        Err(HeadError::Duplicate { index: 1, .. })
+    ));
+    assert!(matches!(
+        Head::open(edited(&head, second + 8, 1)),
+        Err(HeadError::Metadata { index: 1, .. })
+    ));
+    for file in [5, 1 << 52, u64::MAX] {
+        assert!(
+            matches!(
+                Head::open(edited(&head, second + 8, file)),
+                Err(HeadError::PastEnd { index: 1, .. })
+            ),
+            "{file}"
+        );
+    }
+    assert!(matches!(Head::open(MemoryIo::default()), Err(HeadError::Read(_))));
+}
+
+#[test]
+fn the_area_that_a_full_one_lacks_is_made_on_opening() {
+    let head = Head::create(MemoryIo::default(), CHUNK).unwrap();
+    (0..256).for_each(|disk| put(&head, disk, 1));
+    head.commit().unwrap();
+    let bytes = head.io().bytes();
+    assert_eq!(bytes.len(), 259 * 4096);
+    // Half of the area is there, with something in it.
+    let mut cut = bytes[..258 * 4096 + 512].to_vec();
+    cut[258 * 4096..].fill(7);
+    let again = Head::open(MemoryIo::new(cut)).unwrap();
+    assert_eq!(again.io().bytes(), bytes);
+    assert_eq!(again.allocate(), FileChunk(259));
+}
+
+#[test]
+fn a_head_opened_to_read_is_not_changed() {
+    let head = Head::create(MemoryIo::default(), CHUNK).unwrap();
+    put(&head, 1, 1);
+    let bytes = head.io().bytes();
+    let again = Head::open_read_only(MemoryIo::new(bytes.clone())).unwrap();
+    assert_eq!(again.io().bytes(), bytes);
+}

@@ -1,8 +1,9 @@
 use super::*;
 use crate::blockio::{MemoryIo, ReadAt};
 use crate::format::exceptions::read_all;
+use crate::format::facts::{FileSystem, SEAL_RULES};
 use crate::format::sealed::Sealed;
-use crate::format::trailer::{FileSystem, TrailerError};
+use crate::format::trailer::TrailerError;
 use crate::format::verity::digest_file;
 use crate::units::ChunkSize;
 use proptest::prelude::*;
@@ -13,7 +14,7 @@ fn facts(chunk: ChunkSize) -> Facts {
         stands_for: Digest::NONE,
         virtual_size: Bytes(1 << 30),
         chunk_size: chunk,
-        seal_rules: trailer::SEAL_RULES,
+        seal_rules: SEAL_RULES,
         file_system: FileSystem::Ext4,
     }
 }
@@ -320,4 +321,34 @@ proptest! {
         let in_meta = at % (delta.meta.len() - 4 - junk.len());
         let _ = Meta::parse(&forge_meta(&delta.meta, in_meta, &junk));
     }
+}
+
+/// Written by the first program that sealed. They must open for ever.
+#[test]
+fn a_delta_and_a_meta_of_version_1_still_open() {
+    let (delta, meta) = (
+        include_bytes!("../../../tests/fixtures/v1.delta"),
+        include_bytes!("../../../tests/fixtures/v1.meta"),
+    );
+    let table = Sealed::open(&MemoryIo::new(delta.to_vec())).unwrap();
+    assert_eq!(table.facts, facts(ChunkSize::MIN));
+    assert_eq!(
+        table.extents,
+        [
+            Extent {
+                disk: DiskChunk(1),
+                count: 3
+            },
+            Extent {
+                disk: DiskChunk(7),
+                count: 1
+            }
+        ]
+    );
+    let digest = digest_file(&MemoryIo::new(delta.to_vec()), &mut |_| {}).unwrap().0;
+    assert_eq!(Meta::parse(meta).unwrap().digest(), digest);
+    assert_eq!(
+        digest.to_string(),
+        "f9ef639175025d6bdc8696dc001b20b6f15ac2b03c27122a2eb12594d596f6b4"
+    );
 }

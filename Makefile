@@ -1,0 +1,56 @@
+# What one does with blockbt's source. One build profile for everything, so that dependencies are compiled once.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PREFIX ?= /usr/local
+export PATH := $(PATH):$(HOME)/.cargo/bin
+CARGO := cargo
+# Root for what needs it, with the caller's cargo.
+ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env "PATH=$(PATH)" "CARGO_HOME=$(or $(CARGO_HOME),$(HOME)/.cargo)" "RUSTUP_HOME=$(or $(RUSTUP_HOME),$(HOME)/.rustup)",)
+
+.PHONY: help demo build test vm-test bench lint fmt install clean
+
+help: ## Show this list
+	@printf 'make TARGET, as root or with sudo at hand:\n\n'
+	@awk -F ':.*## ' '/^[a-z-]*:.*## / { printf "  %-9s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Show the whole path: import, clone, write, commit, publish, pull on a second host
+	@packaging/setup-debian.sh build demo
+	@$(MAKE) --no-print-directory build
+	@$(ROOT) packaging/demo.sh
+
+build: ## Build blockbtd and blockbt-ctl (target/release)
+	@packaging/setup-debian.sh build
+	@$(CARGO) build --release --locked --quiet
+
+test: ## Run all tests but those that need a kernel of their own (root, FUSE and loop devices are used)
+	@packaging/setup-debian.sh build test
+	@$(if $(ROOT),echo "make test uses sudo: it tests mounts, FUSE and loop devices",:)
+	@$(ROOT) $(CARGO) test --release --locked --quiet --features root-tests
+
+vm-test: build ## Boot user-mode Linux and compare its kernel's view of our deltas with ours
+	@packaging/setup-debian.sh build test
+	@PYTHONDONTWRITEBYTECODE=1 $(ROOT) vm-tests/run $(TESTS)
+
+bench: build ## Measure the figures of target/bench.md (a few minutes; better on a quiet machine)
+	@packaging/setup-debian.sh build test
+	@$(ROOT) $(CARGO) bench --profile release --locked --quiet --bench figures -- $(ROWS)
+
+lint: ## Check formatting, and everything clippy says
+	@packaging/setup-debian.sh build
+	@$(CARGO) fmt --check
+	@$(CARGO) clippy --release --locked --quiet --all-targets --all-features -- -D warnings
+
+fmt: ## Format the source
+	@$(CARGO) fmt
+
+install: build ## Install into PREFIX (/usr/local), with man pages, completions and systemd units
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/sbin target/release/blockbtd
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin target/release/blockbt-ctl
+	install -d $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	target/release/blockbt-ctl man $(DESTDIR)$(PREFIX)/share/man/man8
+	target/release/blockbt-ctl completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/blockbt-ctl
+	install -d $(DESTDIR)/etc/systemd/system
+	for unit in packaging/systemd/*.service; do sed 's#/usr/s*bin/blockbt#$(PREFIX)/sbin/blockbt#' "$$unit" > "$(DESTDIR)/etc/systemd/system/$${unit##*/}"; done
+
+clean: ## Remove target/, the demo's cache included
+	@$(CARGO) clean --quiet

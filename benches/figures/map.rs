@@ -1,0 +1,73 @@
+//! Look-ups in the merged map of a chain.
+
+use crate::{Goal, Row, in_turns};
+use blockbt::chain::{ChainMap, Layer};
+use blockbt::format::Extent;
+use blockbt::ids::Digest;
+use blockbt::units::{Bytes, ChunkSize, DiskChunk};
+use std::hint::black_box;
+use std::time::Instant;
+
+const EXTENTS: u64 = 1_000_000;
+const LOOKUPS: u64 = 4_000_000;
+
+/// Uniform numbers, the same in each run (xorshift64*).
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}
+
+pub fn rows() -> Vec<Row> {
+    let mut dice = Dice(7);
+    let mut disk = 0;
+    let extents: Vec<Extent> = (0..EXTENTS)
+        .map(|_| {
+            disk += 2 + dice.next() % 8;
+            Extent {
+                disk: DiskChunk(disk),
+                count: 1,
+            }
+        })
+        .collect();
+    let size = Bytes((disk + 1) * ChunkSize::SEALED.bytes().0);
+    let layer = Layer {
+        extents,
+        chunk_size: ChunkSize::SEALED,
+        virtual_size: size,
+        digest: Digest([1; 32]),
+        parent: Digest::NONE,
+        stands_for: Digest::NONE,
+    };
+    let map = ChainMap::build(&[layer], size).expect("one sorted base is a chain");
+    let [speed] = in_turns([&mut || {
+        let start = Instant::now();
+        for _ in 0..LOOKUPS {
+            black_box(map.lookup(Bytes(dice.next() % size.0)));
+        }
+        LOOKUPS as f64 / start.elapsed().as_secs_f64() / 1e6
+    }]);
+    let each = map.memory_bytes() as f64 / map.runs() as f64;
+    let detail = format!("{} extents, uniformly random, one core", map.runs());
+    vec![
+        Row {
+            name: "map look-ups".into(),
+            value: speed,
+            unit: "M/s",
+            goal: Goal::AtLeast(5.0),
+            detail: detail.clone(),
+        },
+        Row {
+            name: "memory of the map".into(),
+            value: each,
+            unit: "B an extent",
+            goal: Goal::AtMost(28.0),
+            detail,
+        },
+    ]
+}

@@ -1,0 +1,127 @@
+//! From an image's files to the disk that they make, and the `disk.json` in which a server finds which files those are.
+//!
+//! Refuses to know who serves the disk. Invariant: sealed deltas are opened read-only, always.
+
+use crate::blockio::{BlockDevice, FileIo, ReadAt};
+use crate::chain::{Chain, ChainError, ChainMap, Disk, Layer};
+use crate::format::head::{Head, HeadError};
+use crate::format::sealed::Sealed;
+use crate::format::trailer::TrailerError;
+use crate::ids::{Digest, ImageName};
+use crate::store::{HeadRecord, ImageRecord};
+use crate::units::Bytes;
+use serde::{Deserialize, Serialize};
+use std::fs::OpenOptions;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Which files make a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFiles {
+    pub name: ImageName,
+    /// Oldest first.
+    pub deltas: Vec<DeltaFile>,
+    pub head: Option<HeadFile>,
+    #[serde(rename = "virtual_size_bytes")]
+    pub virtual_size: Bytes,
+    pub read_only: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeltaFile {
+    pub path: PathBuf,
+    pub digest: Digest,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeadFile {
+    pub path: PathBuf,
+    #[serde(rename = "smallest_size_bytes")]
+    pub smallest_size: Bytes,
+}
+
+/// A disk cannot be made of its files.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    #[error("open {}", path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error("delta {}", path.display())]
+    Delta { path: PathBuf, source: TrailerError },
+    #[error("chain of image \"{name}\"")]
+    Chain { name: ImageName, source: Box<ChainError> },
+    #[error("head {}", path.display())]
+    Head { path: PathBuf, source: HeadError },
+}
+
+impl DiskFiles {
+    /// The disk of `record`, whose files `delta` and `head` say.
+    pub fn of(record: &ImageRecord, delta: impl Fn(usize, &Digest) -> PathBuf, head: PathBuf, read_only: bool) -> DiskFiles {
+        let delta_file = |(index, digest): (usize, &Digest)| DeltaFile {
+            path: delta(index, digest),
+            digest: *digest,
+        };
+        DiskFiles {
+            name: record.name.clone(),
+            deltas: record.chain.iter().enumerate().map(delta_file).collect(),
+            head: record
+                .head
+                .map(|HeadRecord { smallest_size, .. }| HeadFile { path: head, smallest_size }),
+            virtual_size: record.virtual_size,
+            read_only,
+        }
+    }
+
+    /// Opens all files. A head is brought into order on the way, unless the disk is read-only.
+    pub fn open(&self) -> Result<Arc<dyn BlockDevice>, DiskError> {
+        let chain = self.chain()?;
+        let Some(HeadFile { path, smallest_size }) = &self.head else {
+            return Ok(Arc::new(Disk::<FileIo>::sealed(chain)));
+        };
+        let file = FileIo(open(path, !self.read_only)?);
+        let failed = |source| DiskError::Head {
+            path: path.clone(),
+            source,
+        };
+        if self.read_only {
+            let head = Head::open_read_only(file).map_err(failed)?;
+            return Ok(Arc::new(Disk::with_head(chain, head, *smallest_size).into_read_only()));
+        }
+        Ok(Arc::new(Disk::with_head(chain, Head::open(file).map_err(failed)?, *smallest_size)))
+    }
+
+    /// The sealed part.
+    pub fn chain(&self) -> Result<Chain, DiskError> {
+        let mut layers = Vec::with_capacity(self.deltas.len());
+        let mut files: Vec<Arc<dyn ReadAt>> = Vec::with_capacity(self.deltas.len());
+        for DeltaFile { path, digest } in &self.deltas {
+            let file = FileIo(open(path, false)?);
+            let table = Sealed::open(&file).map_err(|source| DiskError::Delta {
+                path: path.clone(),
+                source,
+            })?;
+            layers.push(Layer {
+                extents: table.extents,
+                chunk_size: table.facts.chunk_size,
+                virtual_size: table.facts.virtual_size,
+                digest: *digest,
+                parent: table.facts.parent,
+                stands_for: table.facts.stands_for,
+            });
+            files.push(Arc::new(file));
+        }
+        let failed = |error| DiskError::Chain {
+            name: self.name.clone(),
+            source: Box::new(error),
+        };
+        Chain::new(ChainMap::build(&layers, self.virtual_size).map_err(failed)?, files).map_err(failed)
+    }
+}
+
+fn open(path: &Path, write: bool) -> Result<std::fs::File, DiskError> {
+    OpenOptions::new()
+        .read(true)
+        .write(write)
+        .open(path)
+        .map_err(|source| DiskError::Open { path: path.into(), source })
+}

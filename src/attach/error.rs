@@ -1,0 +1,133 @@
+use super::plan::Step;
+use super::run::{Failed, StepError};
+use crate::ids::{ImageName, StoreId};
+use crate::kernel::KernelError;
+use crate::store::StoreError;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+/// Why an image is not as it was wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error("image \"{name}\" is attached already, as {}", device.display())]
+    AlreadyAttached { name: ImageName, device: PathBuf },
+    #[error("image \"{name}\" is mounted already, at {}", list(at))]
+    AlreadyMounted { name: ImageName, at: Vec<PathBuf> },
+    #[error("image \"{name}\" is not attached")]
+    NotAttached { name: ImageName },
+    #[error("image \"{name}\" is in use: {by}")]
+    InUse { name: String, by: String },
+    #[error("image \"{image}\": another verb has been at work on it for {seconds} s")]
+    Busy { image: String, seconds: u64 },
+    #[error("image \"{name}\" has no file system that can be mounted: \"{found}\", want ext4 or xfs")]
+    NoFileSystem { name: ImageName, found: String },
+    #[error("image \"{name}\" has {count} former heads that are not sealed yet")]
+    Frozen { name: ImageName, count: usize },
+    #[error("store {id} at {} is a copy of the one at {}, which has this image attached", mine.display(), other.display())]
+    OtherStore { id: StoreId, mine: PathBuf, other: PathBuf },
+    #[error("{doing} {}", path.display())]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    /// `left`: what could not be undone, or is still to be taken away.
+    #[error("image \"{image}\": {step}{}", left_behind(left))]
+    Step {
+        image: String,
+        step: Step,
+        #[source]
+        cause: Box<StepError>,
+        left: Vec<Step>,
+    },
+}
+
+impl AttachError {
+    /// Whether somebody has to stop using the image first.
+    pub fn is_in_use(&self) -> bool {
+        use AttachError::*;
+        matches!(
+            self,
+            AlreadyAttached { .. }
+                | AlreadyMounted { .. }
+                | InUse { .. }
+                | Busy { .. }
+                | OtherStore { .. }
+                | Store(StoreError::InUse { .. })
+        )
+    }
+
+    pub(super) fn in_use(name: &dyn std::fmt::Display, number: u32, mounts: &[PathBuf]) -> AttachError {
+        AttachError::InUse {
+            name: name.to_string(),
+            by: format!("/dev/loop{number} is mounted at {}", list(mounts)),
+        }
+    }
+
+    pub(super) fn from_failed(name: &ImageName, failed: Failed) -> AttachError {
+        AttachError::Step {
+            image: name.to_string(),
+            step: failed.step,
+            cause: failed.cause,
+            left: failed.left,
+        }
+    }
+
+    /// A step of taking away that failed; `left` begins with it.
+    pub(super) fn from_taking(name: &dyn std::fmt::Display, step: &Step, cause: StepError, left: &[Step]) -> AttachError {
+        if !cause.is_busy() {
+            return AttachError::Step {
+                image: name.to_string(),
+                step: step.clone(),
+                cause: Box::new(cause),
+                left: left.to_vec(),
+            };
+        }
+        let by = match step {
+            Step::Unmount { dir, .. } => format!("a process, or another mount, is in {}", dir.display()),
+            Step::DetachLoop { number, .. } => format!(
+                "/dev/loop{number} is open, or mounted in another mount namespace{}",
+                holders(*number)
+            ),
+            _ => "somebody is in its FUSE directory".to_string(),
+        };
+        AttachError::InUse {
+            name: name.to_string(),
+            by,
+        }
+    }
+}
+
+/// Devices on top of a loop device.
+fn holders(number: u32) -> String {
+    let Ok(entries) = fs::read_dir(format!("/sys/block/loop{number}/holders")) else {
+        return String::new();
+    };
+    let names: Vec<String> = entries
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        .collect();
+    if names.is_empty() {
+        String::new()
+    } else {
+        format!(", or held by {}", names.join(", "))
+    }
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn left_behind(left: &[Step]) -> String {
+    if left.is_empty() {
+        return String::new();
+    }
+    format!(
+        " (left to do by hand or by the next try: {})",
+        left.iter().map(Step::to_string).collect::<Vec<_>>().join("; ")
+    )
+}

@@ -1,0 +1,235 @@
+//! Where an attached image's files are under `/run`, the lock that makes its verbs take turns, and its `state.json`.
+//!
+//! Refuses to know devices. Invariant: `state.json` is a hint for people and for finding names; what is attached is the kernel's to say.
+
+use super::AttachError;
+use super::disk::DiskFiles;
+use super::server::{DISK_FILE, LOCK_FILE};
+use crate::ids::{ImageId, ImageName, StoreId};
+use crate::store::Store;
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a verb waits for another one on the same image.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOG_FILE: &str = "server.log";
+const OWNER_FILE: &str = "owner.lock";
+const MAX_STATE: u64 = 64 << 10;
+
+/// One image's places.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub store: StoreId,
+    pub image: ImageId,
+    /// `/run/blockbt/<store id>`
+    run_dir: PathBuf,
+}
+
+impl Place {
+    pub fn of(store: &Store, image: ImageId) -> Place {
+        Place {
+            store: store.id(),
+            image,
+            run_dir: store.run_dir(),
+        }
+    }
+
+    pub fn dir(&self) -> PathBuf {
+        self.run_dir.join(self.image.to_string())
+    }
+
+    pub fn fuse_dir(&self) -> PathBuf {
+        self.dir().join("fuse")
+    }
+
+    pub fn disk(&self) -> PathBuf {
+        self.fuse_dir().join(crate::fuse::FILE)
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.dir().join(LOG_FILE)
+    }
+
+    fn state(&self) -> PathBuf {
+        self.dir().join("state.json")
+    }
+
+    /// The name that the loop device bears: 57 characters of the 63 that fit.
+    pub fn loop_name(&self) -> String {
+        format!("{}{}", loop_prefix(self.store), self.image)
+    }
+
+    /// Makes the directories. Nobody but root looks into them.
+    pub fn make(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(self.fuse_dir())
+    }
+
+    /// Removes them. Errors: also if something is mounted there: nothing is ever removed recursively.
+    pub fn remove(&self) -> io::Result<()> {
+        missing_is_fine(fs::remove_dir(self.fuse_dir()))?;
+        for file in ["state.json", "state.json.new", DISK_FILE, LOCK_FILE, OWNER_FILE, LOG_FILE] {
+            missing_is_fine(fs::remove_file(self.dir().join(file)))?;
+        }
+        missing_is_fine(fs::remove_dir(self.dir()))
+    }
+
+    /// Waits for its turn.
+    pub fn lock(&self, name: &dyn std::fmt::Display) -> Result<RunLock, AttachError> {
+        let io = |source| AttachError::Io {
+            doing: "lock",
+            path: self.run_dir.clone(),
+            source,
+        };
+        let file = self.open_lock().map_err(io)?;
+        let start = Instant::now();
+        while !try_lock(&file).map_err(io)? {
+            if start.elapsed() > PATIENCE {
+                return Err(AttachError::Busy {
+                    image: name.to_string(),
+                    seconds: PATIENCE.as_secs(),
+                });
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(RunLock { _file: file })
+    }
+
+    /// `None` while another verb works on the image.
+    pub fn try_lock(&self) -> io::Result<Option<RunLock>> {
+        let file = self.open_lock()?;
+        Ok(try_lock(&file)?.then_some(RunLock { _file: file }))
+    }
+
+    fn open_lock(&self) -> io::Result<File> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.run_dir)?;
+        open_lock(&self.run_dir.join(format!("{}.lock", self.image)))
+    }
+
+    /// Says that this process is the only one that wants the image attached.
+    pub fn own(&self) -> io::Result<File> {
+        let file = open_lock(&self.dir().join(OWNER_FILE))?;
+        if try_lock(&file)? {
+            Ok(file)
+        } else {
+            Err(io::ErrorKind::ResourceBusy.into())
+        }
+    }
+
+    /// Whether the one who wanted it attached is dead, so that nobody will ever take it away.
+    pub fn is_orphan(&self) -> bool {
+        OpenOptions::new()
+            .read(true)
+            .open(self.dir().join(OWNER_FILE))
+            .and_then(|file| try_lock(&file))
+            .unwrap_or(false)
+    }
+
+    /// Whether a server of this image lives, mounted or not.
+    pub fn has_server(&self) -> io::Result<bool> {
+        match OpenOptions::new().read(true).open(self.dir().join(LOCK_FILE)) {
+            Ok(file) => Ok(!try_lock(&file)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub fn write_disk(&self, disk: &DiskFiles) -> io::Result<()> {
+        fs::write(self.dir().join(DISK_FILE), serde_json::to_vec_pretty(disk)?)
+    }
+
+    pub fn write_state(&self, state: &State) -> io::Result<()> {
+        let draft = self.dir().join("state.json.new");
+        fs::write(&draft, serde_json::to_vec_pretty(state)?)?;
+        fs::rename(draft, self.state())
+    }
+
+    /// `None` if there is none, if it makes no sense, or if it is from before a reboot.
+    pub fn read_state(&self) -> Option<State> {
+        let path = self.state();
+        if fs::metadata(&path).ok()?.len() > MAX_STATE {
+            return None;
+        }
+        let state: State = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+        (state.boot_id == boot_id().ok()?).then_some(state)
+    }
+}
+
+/// Held while a verb changes what is attached. Never removed from the file system: a removed lock file locks nobody out.
+#[derive(Debug)]
+pub struct RunLock {
+    _file: File,
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+}
+
+fn try_lock(file: &File) -> io::Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn missing_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// What the loop devices of a store begin with.
+pub fn loop_prefix(store: StoreId) -> String {
+    format!("blockbt-{store}-")
+}
+
+/// `state.json`: who attached what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    pub name: ImageName,
+    pub root: RootIdentity,
+    pub boot_id: String,
+    pub device: PathBuf,
+    pub read_only: bool,
+}
+
+/// Which store: a copy of one has the same id, but not the same directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootIdentity {
+    pub path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl RootIdentity {
+    pub fn of(path: &Path) -> io::Result<RootIdentity> {
+        let facts = fs::metadata(path)?;
+        Ok(RootIdentity {
+            path: path.into(),
+            device: facts.dev(),
+            inode: facts.ino(),
+        })
+    }
+
+    /// Whether this is another directory than `mine`, and one that still exists.
+    pub fn is_other_than(&self, mine: &RootIdentity) -> bool {
+        let same = |a: &RootIdentity, b: &RootIdentity| (a.device, a.inode) == (b.device, b.inode);
+        !same(self, mine) && RootIdentity::of(&self.path).is_ok_and(|now| same(&now, self))
+    }
+}
+
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_string())
+}

@@ -1,0 +1,260 @@
+//! Doing the steps of a plan, and undoing them when one fails.
+//!
+//! Refuses to choose steps. Invariant: after a failed attach either nothing of it is left, or the error lists what is.
+
+use super::disk::DiskFiles;
+use super::place::{Place, RootIdentity, State, boot_id};
+use super::plan::Step;
+use super::spawn::{self, Program};
+use crate::blockio::FileIo;
+use crate::format::head::{Head, HeadError};
+use crate::kernel::{KernelError, loops, mounts};
+use crate::store::{HeadRecord, ImageLock, ImageRecord, Store, StoreError};
+use crate::units::ChunkSize;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// For what the kernel lets go of a moment later than it says: a backing file's last reference, a scanner that has a device open.
+const PATIENCE: Duration = Duration::from_secs(5);
+const DEAD_PATIENCE: Duration = Duration::from_millis(500);
+/// A server that ends has its last flush to do, and the disk may be slow.
+const SERVER_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("{doing} {}", path.display())]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("head {}", path.display())]
+    Head { path: PathBuf, source: HeadError },
+    #[error("run {program}")]
+    Spawn { program: String, source: io::Error },
+    #[error("FUSE server: {said}")]
+    Server { said: String },
+    #[error("no word from the FUSE server in {seconds} s")]
+    Silent { seconds: u64 },
+    #[error("the FUSE server is still at work after {seconds} s")]
+    Stays { seconds: u64 },
+}
+
+impl StepError {
+    pub fn is_busy(&self) -> bool {
+        matches!(self, StepError::Kernel(error) if error.is_busy())
+    }
+
+    pub(super) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> StepError {
+        let path = path.into();
+        move |source| StepError::Io { doing, path, source }
+    }
+}
+
+/// The image to attach: one of the store's, or one that is still being made.
+pub struct Target<'a> {
+    pub store: &'a Store,
+    pub record: ImageRecord,
+    pub dir: PathBuf,
+    pub lock: &'a ImageLock,
+    /// It is being made: it is not in the store yet.
+    pub prepared: bool,
+    pub program: Program,
+}
+
+/// What a failed plan leaves.
+#[derive(Debug)]
+pub struct Failed {
+    pub step: Step,
+    pub cause: Box<StepError>,
+    pub left: Vec<Step>,
+}
+
+/// Does all the steps of an attach, or undoes those that it did.
+///
+/// Returns the loop device's number.
+pub fn attach(steps: &[Step], place: &Place, target: &mut Target) -> Result<Option<u32>, Failed> {
+    let mut device = None;
+    for (done, step) in steps.iter().enumerate() {
+        tracing::debug!(image = %target.record.name, %step, "attach");
+        if let Err(cause) = apply(step, place, target, &mut device) {
+            let undo = |step: &&Step| match undo(step, place, device) {
+                Ok(()) => false,
+                Err(error) => {
+                    tracing::warn!(%step, %error, "could not be undone");
+                    true
+                }
+            };
+            let left = steps[..done].iter().rev().filter(undo).cloned().collect();
+            return Err(Failed {
+                step: step.clone(),
+                cause: Box::new(cause),
+                left,
+            });
+        }
+    }
+    Ok(device)
+}
+
+fn apply(step: &Step, place: &Place, target: &mut Target, device: &mut Option<u32>) -> Result<(), StepError> {
+    match step {
+        Step::MakePlace => place.make().map_err(StepError::io("make", place.dir())),
+        Step::MakeHead => make_head(target),
+        Step::StartServer { read_only } => start_server(place, target, *read_only),
+        Step::AttachLoop { read_only } => {
+            let wanted = loops::Attach {
+                file: &place.disk(),
+                name: &place.loop_name(),
+                read_only: *read_only,
+                direct_io: true,
+            };
+            let made = loops::attach(&wanted)?;
+            if !made.direct_io {
+                tracing::warn!(device = %made.path().display(), "no direct I/O: data is cached twice");
+            }
+            *device = Some(made.number);
+            Ok(())
+        }
+        Step::WriteState { read_only } => write_state(place, target, *read_only, *device),
+        Step::Mount {
+            dir,
+            file_system,
+            read_only,
+        } => mount(device.expect("a plan mounts what it has attached"), dir, file_system, *read_only),
+        other => take_away(other, place),
+    }
+}
+
+fn undo(step: &Step, place: &Place, device: Option<u32>) -> Result<(), StepError> {
+    match step {
+        Step::MakePlace => take_away(&Step::RemovePlace, place),
+        Step::StartServer { .. } => {
+            take_away(&Step::UnmountFuse { dead: false }, place)?;
+            take_away(&Step::AwaitServer, place)
+        }
+        Step::AttachLoop { .. } => match device {
+            Some(number) => take_away(&Step::DetachLoop { number, dead: false }, place),
+            None => Ok(()),
+        },
+        Step::Mount { dir, .. } => take_away(
+            &Step::Unmount {
+                dir: dir.clone(),
+                dead: false,
+            },
+            place,
+        ),
+        // An empty head changes no byte of the disk; state.json goes with the directory; the others take away.
+        _ => Ok(()),
+    }
+}
+
+/// Does one step of taking away.
+pub fn take_away(step: &Step, place: &Place) -> Result<(), StepError> {
+    match step {
+        Step::Unmount { dir, dead: false } => Ok(mounts::unmount(dir, Duration::from_secs(1))?),
+        Step::Unmount { dir, dead: true } => match mounts::unmount(dir, Duration::ZERO) {
+            Ok(()) => Ok(()),
+            Err(_) => Ok(mounts::unmount_lazily(dir)?),
+        },
+        Step::Flush { number } => Ok(loops::flush(*number)?),
+        Step::DetachLoop { number, dead: false } => Ok(loops::detach(*number, &place.loop_name(), PATIENCE)?),
+        Step::DetachLoop { number, dead: true } => match loops::detach_dead(*number, &place.loop_name(), DEAD_PATIENCE) {
+            // It can reach no file any more, and goes with its last user.
+            Err(error) if error.is_busy() => {
+                tracing::warn!(number, "a dead loop device is still open somewhere");
+                Ok(())
+            }
+            other => Ok(other?),
+        },
+        Step::UnmountFuse { dead: false } => Ok(mounts::unmount(&place.fuse_dir(), PATIENCE)?),
+        Step::UnmountFuse { dead: true } => Ok(mounts::unmount_lazily(&place.fuse_dir())?),
+        Step::AwaitServer => await_server(place),
+        _ => place.remove().map_err(StepError::io("remove", place.dir())),
+    }
+}
+
+fn make_head(target: &mut Target) -> Result<(), StepError> {
+    let path = target.dir.join("head.delta");
+    // One that image.json does not know of is left from a power cut, or from a commit: it holds nothing.
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&path);
+    let file = file.map_err(StepError::io("make", &path))?;
+    Head::create(FileIo(file), ChunkSize::HEAD).map_err(|source| StepError::Head { path, source })?;
+    File::open(&target.dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(StepError::io("sync", &target.dir))?;
+    let head = HeadRecord {
+        smallest_size: target.record.virtual_size,
+        chunk_size: ChunkSize::HEAD.bytes(),
+    };
+    target.record.head = Some(head);
+    if !target.prepared {
+        target.record = target.store.update_image(&target.record.name, |record| record.head = Some(head))?;
+    }
+    Ok(())
+}
+
+fn start_server(place: &Place, target: &Target, read_only: bool) -> Result<(), StepError> {
+    let delta = |index: usize, digest: &crate::ids::Digest| match target.prepared {
+        true => target.store.object_paths(digest).delta,
+        false => target.store.delta_path(&target.record.name, index),
+    };
+    let files = DiskFiles::of(&target.record, delta, target.dir.join("head.delta"), read_only);
+    place.write_disk(&files).map_err(StepError::io("write disk.json in", place.dir()))?;
+    let lock = target.lock.inheritable().map_err(StepError::io("copy the lock of", &target.dir))?;
+    spawn::server(&target.program, place, lock)
+}
+
+fn write_state(place: &Place, target: &Target, read_only: bool, device: Option<u32>) -> Result<(), StepError> {
+    let write = || {
+        place.write_state(&State {
+            name: target.record.name.clone(),
+            root: RootIdentity::of(target.store.root())?,
+            boot_id: boot_id()?,
+            device: PathBuf::from(format!("/dev/loop{}", device.unwrap_or_default())),
+            read_only,
+        })
+    };
+    write().map_err(StepError::io("write state.json in", place.dir()))
+}
+
+/// Mounts the file system of a device that is there.
+pub fn mount(number: u32, dir: &Path, file_system: &str, read_only: bool) -> Result<(), StepError> {
+    // Clones of one image have the same UUID, which xfs refuses to mount twice.
+    let options = (file_system == "xfs").then_some("nouuid");
+    Ok(mounts::mount_device(
+        &PathBuf::from(format!("/dev/loop{number}")),
+        dir,
+        file_system,
+        options,
+        read_only,
+    )?)
+}
+
+fn await_server(place: &Place) -> Result<(), StepError> {
+    let start = Instant::now();
+    let mut pause = Duration::from_micros(500);
+    while place.has_server().map_err(StepError::io("look for the server in", place.dir()))? {
+        if start.elapsed() > SERVER_PATIENCE {
+            return Err(StepError::Stays {
+                seconds: SERVER_PATIENCE.as_secs(),
+            });
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+    Ok(())
+}

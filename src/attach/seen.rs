@@ -1,0 +1,75 @@
+//! What the kernel has of one image now.
+//!
+//! Refuses to change anything. Invariant: it asks the kernel, never a file of ours, whether something is attached.
+
+use super::place::Place;
+use crate::kernel::loops::LoopDevice;
+use crate::kernel::mounts::Mount;
+use rustix::fs::makedev;
+use std::path::PathBuf;
+
+const LOOP_MAJOR: u32 = 7;
+
+/// One image, as the kernel has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Mounts of its FUSE file system: one, or more after accidents.
+    pub fuse_mounts: usize,
+    /// Whether a server answers behind the newest of them.
+    pub served: bool,
+    pub loops: Vec<LoopSeen>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoopSeen {
+    pub number: u32,
+    /// It sits on the file that is served now; another one is left over from a server before.
+    pub live: bool,
+    pub read_only: bool,
+    /// Where its file system is mounted, oldest first.
+    pub mounts: Vec<PathBuf>,
+}
+
+impl Seen {
+    pub fn of(place: &Place, loops: &[LoopDevice], mounts: &[Mount]) -> Seen {
+        let (fuse_dir, disk, name) = (place.fuse_dir(), place.disk(), place.loop_name());
+        let ours = |device: &&LoopDevice| match &device.name {
+            Some(found) => *found == name,
+            None => device.backing == disk,
+        };
+        let fuse: Vec<&Mount> = mounts.iter().filter(|m| m.dir == fuse_dir).collect();
+        // Cached attributes would say that a dead server lives; this question always reaches it.
+        let served = !fuse.is_empty() && rustix::fs::statfs(&fuse_dir).is_ok();
+        let served_device = fuse.last().filter(|_| served).map(|m| makedev(m.major, m.minor));
+        let seen = |device: &LoopDevice| LoopSeen {
+            number: device.number,
+            live: served_device.is_some() && device.file_device == served_device,
+            read_only: device.read_only,
+            mounts: mounts
+                .iter()
+                .filter(|m| (m.major, m.minor) == (LOOP_MAJOR, device.number))
+                .map(|m| m.dir.clone())
+                .collect(),
+        };
+        Seen {
+            fuse_mounts: fuse.len(),
+            served,
+            loops: loops.iter().filter(ours).map(seen).collect(),
+        }
+    }
+
+    /// The device, if all of it is there and works.
+    pub fn attached(&self) -> Option<&LoopSeen> {
+        self.loops.iter().rev().find(|device| device.live)
+    }
+
+    pub fn is_nothing(&self) -> bool {
+        self.fuse_mounts == 0 && self.loops.is_empty()
+    }
+}
+
+impl LoopSeen {
+    pub fn device(&self) -> PathBuf {
+        PathBuf::from(format!("/dev/loop{}", self.number))
+    }
+}

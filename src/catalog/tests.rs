@@ -1,0 +1,112 @@
+use super::*;
+use crate::ids::ImageName;
+use crate::store::ImageRecord;
+use crate::store::Intent;
+use crate::units::Bytes;
+
+fn store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("s")).unwrap();
+    (dir, store)
+}
+
+fn make_image(store: &Store, name: &str) -> ImageRecord {
+    let name = ImageName::new(name).unwrap();
+    let txn = store.begin(Intent::Create { name: name.clone() }).unwrap();
+    let record = ImageRecord::new(name, Bytes(1 << 20), "none");
+    let _lock = txn.new_image().unwrap();
+    txn.publish_image(&record).unwrap();
+    txn.done().unwrap();
+    record
+}
+
+fn names(catalog: &Catalog) -> Vec<String> {
+    let mut names: Vec<_> = catalog.images().unwrap().into_iter().map(|row| row.name.to_string()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_index_is_made_from_the_files_when_it_is_missing() {
+    let (_dir, store) = store();
+    make_image(&store, "a");
+    make_image(&store, "b");
+    assert_eq!(names(&Catalog::open(&store).unwrap()), ["a", "b"]);
+}
+
+#[test]
+fn what_a_transaction_wrote_the_next_one_reads() {
+    let (_dir, store) = store();
+    Catalog::open(&store).unwrap();
+    let record = make_image(&store, "a");
+    Catalog::with(&store, |catalog| catalog.put_image(&record)).unwrap();
+    let row = Catalog::with(&store, |catalog| catalog.image(&record.id())).unwrap().unwrap();
+    assert_eq!((row.name, row.virtual_size_bytes), (record.name, Bytes(1 << 20)));
+    Catalog::with(&store, |catalog| catalog.remove_image(&ImageId::of(&ImageName::new("a").unwrap()))).unwrap();
+    assert_eq!(names(&Catalog::open(&store).unwrap()), [""; 0]);
+}
+
+#[test]
+fn a_stale_index_is_made_again_by_its_next_opener() {
+    let (_dir, store) = store();
+    Catalog::open(&store).unwrap();
+    make_image(&store, "a");
+    assert_eq!(names(&Catalog::open(&store).unwrap()), [""; 0]);
+    store.mark_index_stale().unwrap();
+    assert_eq!(names(&Catalog::open(&store).unwrap()), ["a"]);
+    assert!(!store.index_marker().exists());
+}
+
+#[test]
+fn a_damaged_index_is_made_again() {
+    let (_dir, store) = store();
+    make_image(&store, "a");
+    Catalog::open(&store).unwrap();
+    let path = store.root().join("catalog.sled");
+    let damages: [&dyn Fn(); 4] = [
+        &|| std::fs::write(path.join("conf"), b"garbage").unwrap(),
+        &|| std::fs::write(path.join("db"), vec![0xa5; 300_000]).unwrap(),
+        &|| {
+            std::fs::remove_dir_all(&path).unwrap();
+            std::fs::write(&path, b"a file where a folder should be").unwrap();
+        },
+        &|| std::fs::remove_file(path.join("conf")).unwrap(),
+    ];
+    for (case, damage) in damages.iter().enumerate() {
+        damage();
+        let catalog = Catalog::open(&store).unwrap_or_else(|error| panic!("case {case}: {error}"));
+        assert_eq!(names(&catalog), ["a"], "case {case}");
+    }
+}
+
+#[test]
+fn who_cannot_have_the_index_marks_the_store() {
+    let (_dir, store) = store();
+    let daemon = Catalog::open(&store).unwrap();
+    let error = Catalog::open_within(&store, Duration::from_millis(20)).unwrap_err();
+    assert!(matches!(error, CatalogError::Busy { .. }), "{error}");
+    let record = make_image(&store, "a");
+    assert!(Catalog::with(&store, |catalog| catalog.put_image(&record)).is_err());
+    assert!(store.index_marker().exists());
+    daemon.refresh(&store).unwrap();
+    assert_eq!(names(&daemon), ["a"]);
+    assert!(!store.index_marker().exists());
+    drop(daemon);
+    assert_eq!(names(&Catalog::open(&store).unwrap()), ["a"]);
+}
+
+#[test]
+fn twenty_at_once_all_get_their_turn() {
+    let (_dir, store) = store();
+    Catalog::open(&store).unwrap();
+    std::thread::scope(|scope| {
+        for n in 0..20 {
+            let store = &store;
+            scope.spawn(move || {
+                let record = ImageRecord::new(ImageName::new(&format!("i{n}")).unwrap(), Bytes(512), "none");
+                Catalog::with(store, |catalog| catalog.put_image(&record)).unwrap();
+            });
+        }
+    });
+    assert_eq!(Catalog::open(&store).unwrap().images().unwrap().len(), 20);
+}

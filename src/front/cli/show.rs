@@ -1,0 +1,309 @@
+//! Replies as text for people, and as JSON lines for scripts.
+//!
+//! Refuses to know where it is printed. Invariant: JSON has every field of the reply; the text is what a person needs of it.
+
+use super::table::{Table, plain, short, time};
+use crate::service::*;
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// One object per line: one line per image for `list`, one line else.
+pub fn json_lines(reply: &Reply) -> Result<String, serde_json::Error> {
+    let mut out = String::new();
+    match reply {
+        Reply::List(list) => {
+            for image in &list.images {
+                out += &serde_json::to_string(image)?;
+                out.push('\n');
+            }
+            for unreadable in &list.unreadable {
+                out += &serde_json::to_string(unreadable)?;
+                out.push('\n');
+            }
+        }
+        other => {
+            out += &serde_json::to_string(other)?;
+            out.push('\n');
+        }
+    }
+    Ok(out)
+}
+
+/// The reply as a person reads it.
+pub fn human(reply: &Reply) -> String {
+    let mut out = String::new();
+    match reply {
+        Reply::Create(r) => line(&mut out, format!("{}: {} disk, {}", r.name, r.virtual_size_bytes, r.file_system)),
+        Reply::Import(r) => import(&mut out, r),
+        Reply::Clone(r) => {
+            line(
+                &mut out,
+                format!(
+                    "{}: clone of {}, {} deltas shared, {}.{:03} ms",
+                    r.name,
+                    r.source,
+                    r.deltas,
+                    r.took_us / 1000,
+                    r.took_us % 1000
+                ),
+            );
+        }
+        Reply::Mount(r) => line(
+            &mut out,
+            format!("{}{}", r.dir.display(), if r.read_only { " (read-only)" } else { "" }),
+        ),
+        Reply::Umount(r) => line(&mut out, format!("{}: unmounted from {}", r.name, r.dir.display())),
+        Reply::Attach(r) => line(
+            &mut out,
+            format!("{}{}", r.device.display(), if r.read_only { " (read-only)" } else { "" }),
+        ),
+        Reply::Detach(r) => line(&mut out, format!("{}: detached from {}", r.name, r.device.display())),
+        Reply::Commit(r) => match r.digest {
+            Some(digest) => {
+                line(
+                    &mut out,
+                    format!("{}: {} changed, sealed in {} ms", r.name, r.changed_bytes, r.took_ms),
+                );
+                line(&mut out, format!("delta {digest}, {}", r.delta_bytes));
+            }
+            None => line(&mut out, format!("{}: nothing to commit", r.name)),
+        },
+        Reply::Diff(r) => diff(&mut out, r),
+        Reply::Export(r) => line(
+            &mut out,
+            format!(
+                "{}: {} written to {} in {} ms",
+                r.name,
+                r.written_bytes,
+                r.target.display(),
+                r.took_ms
+            ),
+        ),
+        Reply::Info(r) => info(&mut out, r),
+        Reply::List(r) => list(&mut out, r),
+        Reply::Tree(r) => tree(&mut out, r),
+        Reply::Check(r) => check(&mut out, r),
+        Reply::Rename(r) => line(&mut out, format!("{} is now {}", r.from, r.to)),
+        Reply::Rm(r) => {
+            line(&mut out, format!("{}: removed", r.name));
+            if r.unreferenced_objects > 0 {
+                line(
+                    &mut out,
+                    format!("gc would free {} in {} deltas", r.unreferenced_bytes, r.unreferenced_objects),
+                );
+            }
+        }
+        Reply::Gc(r) => {
+            r.removed
+                .iter()
+                .for_each(|object| line(&mut out, format!("{} {}", object.digest, object.stored_bytes)));
+            let would = if r.dry_run { "would free" } else { "freed" };
+            line(
+                &mut out,
+                format!("{would} {} in {} deltas, {} kept", r.freed_bytes, r.removed.len(), r.kept_objects),
+            );
+        }
+        Reply::Publish(r) => {
+            line(&mut out, r.link.clone());
+            if !r.seeding {
+                line(&mut out, "nobody serves it yet: start blockbtd".into());
+            }
+        }
+        Reply::Pull(r) => {
+            let new = r.deltas.saturating_sub(r.skipped_deltas);
+            line(
+                &mut out,
+                format!(
+                    "{}: {} fetched in {} deltas, {} were here, {} ms",
+                    r.name, r.fetched_bytes, new, r.skipped_deltas, r.took_ms
+                ),
+            );
+        }
+        Reply::Peers(r) => peers(&mut out, r),
+    }
+    out
+}
+
+fn line(out: &mut String, text: String) {
+    let _ = writeln!(out, "{}", plain(&text));
+}
+
+fn import(out: &mut String, r: &ImportReply) {
+    let entries = r.entries.map(|entries| format!(", {entries} entries")).unwrap_or_default();
+    line(
+        out,
+        format!(
+            "{}: {} disk, {}{entries}, {} stored",
+            r.name, r.virtual_size_bytes, r.file_system, r.stored_bytes
+        ),
+    );
+    line(out, format!("delta {}", r.digest));
+    let parts = &r.parts;
+    line(
+        out,
+        format!(
+            "write {} ms, seal {} ms, hash {} ms, sync {} ms",
+            parts.write_ms, parts.seal_ms, parts.hash_ms, parts.sync_ms
+        ),
+    );
+}
+
+fn diff(out: &mut String, r: &DiffReply) {
+    let mut table = Table::new(&["OFFSET", "LENGTH"], &[0, 1]);
+    for extent in &r.extents {
+        table.row(vec![extent.offset_bytes.0.to_string(), extent.length_bytes.0.to_string()]);
+    }
+    if !r.extents.is_empty() {
+        table.print(out);
+    }
+    line(out, format!("{} in {} extents", r.sum_bytes, r.extents.len()));
+}
+
+fn info(out: &mut String, r: &InfoReply) {
+    line(out, format!("name       {}", r.name));
+    line(out, format!("disk       {}, {}", r.virtual_size_bytes, r.file_system));
+    match &r.attached {
+        Some(attached) => {
+            let dir = attached
+                .dir
+                .as_ref()
+                .map(|dir| format!(" on {}", dir.display()))
+                .unwrap_or_default();
+            let mode = if attached.read_only { ", read-only" } else { "" };
+            line(out, format!("attached   {}{dir}{mode}", attached.device.display()));
+        }
+        None => line(out, "attached   no".into()),
+    }
+    match &r.head {
+        Some(head) => line(out, format!("head       {}", head.stored_bytes)),
+        None => line(out, "head       none".into()),
+    }
+    if let Some(published) = &r.published {
+        line(out, format!("published  {}", published.link));
+    }
+    out.push('\n');
+    let mut table = Table::new(&["#", "DELTA", "STORED", "DISK", "IMAGES", "VERITY"], &[0, 2, 3, 4]);
+    for (index, delta) in r.chain.iter().enumerate() {
+        table.row(vec![
+            index.to_string(),
+            delta.digest.to_string(),
+            delta.stored_bytes.to_string(),
+            delta.virtual_size_bytes.to_string(),
+            delta.images.to_string(),
+            if delta.verity_enforced { "enforced" } else { "no" }.into(),
+        ]);
+    }
+    table.print(out);
+    if !r.history.is_empty() {
+        out.push('\n');
+    }
+    for entry in &r.history {
+        line(
+            out,
+            format!("{}  {}  {}", time(entry.time_unix_seconds), entry.verb, entry.detail)
+                .trim_end()
+                .into(),
+        );
+    }
+}
+
+fn list(out: &mut String, r: &ListReply) {
+    let path = |path: &Option<std::path::PathBuf>| path.as_deref().map_or("-".into(), |path: &Path| path.display().to_string());
+    let mut table = Table::new(&["NAME", "DISK", "STORED", "DELTAS", "DEVICE", "MOUNTED ON"], &[1, 2, 3]);
+    for image in &r.images {
+        table.row(vec![
+            image.name.to_string(),
+            image.virtual_size_bytes.to_string(),
+            image.stored_bytes.to_string(),
+            image.deltas.to_string(),
+            path(&image.device),
+            path(&image.dir),
+        ]);
+    }
+    table.print(out);
+    for unreadable in &r.unreadable {
+        line(out, format!("unreadable: {}: {}", unreadable.path.display(), unreadable.why));
+    }
+}
+
+fn tree(out: &mut String, r: &TreeReply) {
+    let is_here = |digest| r.deltas.iter().any(|delta| delta.digest == digest);
+    let roots = r.deltas.iter().filter(|delta| delta.parent.is_none_or(|parent| !is_here(parent)));
+    // A loop, not recursion, and each delta once: a chain may be thousands deep, and parents come from files.
+    let mut todo: Vec<(usize, &TreeDelta)> = roots.map(|delta| (0, delta)).collect();
+    todo.reverse();
+    let mut seen = std::collections::BTreeSet::new();
+    while let Some((depth, delta)) = todo.pop() {
+        if !seen.insert(delta.digest) {
+            continue;
+        }
+        let indent = if depth == 0 {
+            String::new()
+        } else {
+            format!("{}└─ ", "   ".repeat(depth.min(40) - 1))
+        };
+        let names: Vec<String> = delta.images.iter().map(|name| name.to_string()).collect();
+        line(
+            out,
+            format!("{indent}{} {}  {}", short(delta.digest), delta.stored_bytes, names.join(", "))
+                .trim_end()
+                .into(),
+        );
+        let children: Vec<_> = r.deltas.iter().filter(|child| child.parent == Some(delta.digest)).collect();
+        todo.extend(children.into_iter().rev().map(|child| (depth + 1, child)));
+    }
+}
+
+fn check(out: &mut String, r: &CheckReply) {
+    for finding in &r.findings {
+        let mut place = finding.path.display().to_string();
+        for (word, number) in [
+            ("area", finding.area),
+            ("exception", finding.exception),
+            ("offset", finding.offset_bytes.map(|at| at.0)),
+        ] {
+            if let Some(number) = number {
+                let _ = write!(place, ", {word} {number}");
+            }
+        }
+        line(out, format!("{place}: {}: {}", finding.kind, finding.text));
+    }
+    if let Some(rebuilt) = &r.rebuilt {
+        line(
+            out,
+            format!("catalogue made anew: {} images, {} objects", rebuilt.images, rebuilt.objects),
+        );
+    }
+    let found = if r.findings.is_empty() {
+        "nothing wrong".into()
+    } else {
+        format!("{} findings", r.findings.len())
+    };
+    line(
+        out,
+        format!("{} images, {} objects, {} read: {found}", r.images, r.objects, r.read_bytes),
+    );
+}
+
+fn peers(out: &mut String, r: &PeersReply) {
+    for object in &r.objects {
+        line(
+            out,
+            format!("{} {}  {} of {}", object.kind, object.id, object.have_bytes, object.size_bytes),
+        );
+        if object.peers.is_empty() {
+            continue;
+        }
+        let mut table = Table::new(&["  PEER", "FOUND BY", "RECEIVED", "SENT", "PIECES"], &[2, 3, 4]);
+        for peer in &object.peers {
+            table.row(vec![
+                format!("  {}", peer.address),
+                peer.found_by.clone(),
+                peer.received_bytes.to_string(),
+                peer.sent_bytes.to_string(),
+                peer.pieces.to_string(),
+            ]);
+        }
+        table.print(out);
+    }
+}

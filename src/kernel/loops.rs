@@ -1,0 +1,229 @@
+//! Loop devices: one file, one block device, made in one step and found again by name.
+//!
+//! Refuses to know what the names mean. Invariant: a device is never configured in two steps, so that nobody sees it half made.
+
+use super::KernelError;
+use crate::sys;
+use crate::units::Bytes;
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const SYS_BLOCK: &str = "/sys/block";
+/// Races for a free device that are lost before we give up.
+const TRIES: u32 = 64;
+
+/// A loop device in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoopDevice {
+    pub number: u32,
+    /// Its name as `losetup` shows it; `None` if the file beneath no longer answers.
+    pub name: Option<String>,
+    /// Where the file beneath was when last seen by the kernel.
+    pub backing: PathBuf,
+    /// Device number of the file system that the file is in.
+    pub file_device: Option<u64>,
+    /// It is on its way out: freed when its last user closes it.
+    pub dying: bool,
+    pub direct_io: bool,
+    pub read_only: bool,
+}
+
+impl LoopDevice {
+    pub fn path(&self) -> PathBuf {
+        node(self.number)
+    }
+}
+
+/// What to put beneath a device.
+#[derive(Debug, Clone)]
+pub struct Attach<'a> {
+    pub file: &'a Path,
+    /// At most 63 bytes.
+    pub name: &'a str,
+    pub read_only: bool,
+    /// No second copy in the page cache; where the host cannot, the device is buffered.
+    pub direct_io: bool,
+}
+
+fn node(number: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/loop{number}"))
+}
+
+fn open_file(path: &Path, read_only: bool) -> io::Result<File> {
+    OpenOptions::new().read(true).write(!read_only).open(path)
+}
+
+/// Makes a loop device with 512-byte sectors over a file. Errors: also when 64 free devices in a row were taken by others.
+pub fn attach(wanted: &Attach) -> Result<LoopDevice, KernelError> {
+    let file = open_file(wanted.file, wanted.read_only).map_err(|e| KernelError::new("open", wanted.file, e))?;
+    let control = loopdev::LoopControl::open().map_err(|e| KernelError::new("open", "/dev/loop-control", e))?;
+    let config = sys::loops::Config {
+        name: wanted.name,
+        sector_size: Bytes(512),
+        read_only: wanted.read_only,
+        direct_io: wanted.direct_io,
+    };
+    for _ in 0..TRIES {
+        let (number, device) = next_free(&control)?;
+        match sys::loops::configure(&device, &file, &config) {
+            Ok(()) => return inspect(number).map_err(|e| KernelError::new("read back", node(number), e)),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => continue,
+            Err(error) => return Err(KernelError::new("configure", node(number), error)),
+        }
+    }
+    Err(KernelError::new(
+        "find a free loop device by",
+        "/dev/loop-control",
+        io::Error::from(io::ErrorKind::ResourceBusy),
+    ))
+}
+
+/// A free device, opened; makes its node where no udev did.
+fn next_free(control: &loopdev::LoopControl) -> Result<(u32, File), KernelError> {
+    let failed = |e| KernelError::new("find a free loop device by", "/dev/loop-control", e);
+    if let Err(error) = control.next_free() {
+        if error.kind() != io::ErrorKind::NotFound {
+            return Err(failed(error));
+        }
+        make_nodes().map_err(|e| KernelError::new("make nodes for", SYS_BLOCK, e))?;
+    }
+    let device = control.next_free().map_err(failed)?;
+    let number = device.minor().map_err(failed)?;
+    // A handle of our own kind: the crate's has no borrowed file descriptor.
+    let path = node(number);
+    drop(device);
+    open_file(&path, false)
+        .map(|file| (number, file))
+        .map_err(|e| KernelError::new("open", path, e))
+}
+
+/// `/dev/loopN` for each device that the kernel has and `/dev` has not.
+fn make_nodes() -> io::Result<()> {
+    for number in numbers()? {
+        let path = node(number);
+        if path.exists() {
+            continue;
+        }
+        let text = fs::read_to_string(format!("{SYS_BLOCK}/loop{number}/dev"))?;
+        let parsed = text
+            .trim()
+            .split_once(':')
+            .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+        let (major, minor) = parsed.ok_or(io::ErrorKind::InvalidData)?;
+        match mknod(&path, SFlag::S_IFBLK, Mode::S_IRUSR | Mode::S_IWUSR, makedev(major, minor)) {
+            Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn numbers() -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(SYS_BLOCK)? {
+        let name = entry?.file_name();
+        if let Some(number) = name.to_str().and_then(|n| n.strip_prefix("loop")).and_then(|n| n.parse().ok()) {
+            found.push(number);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// The file beneath, by the kernel's account; `None` if the device is free.
+fn backing(number: u32) -> Option<PathBuf> {
+    let text = fs::read_to_string(format!("{SYS_BLOCK}/loop{number}/loop/backing_file")).ok()?;
+    Some(PathBuf::from(text.strip_suffix('\n').unwrap_or(&text)))
+}
+
+fn flag(number: u32, name: &str) -> bool {
+    fs::read_to_string(format!("{SYS_BLOCK}/loop{number}/loop/{name}")).is_ok_and(|text| text.trim() == "1")
+}
+
+fn inspect(number: u32) -> io::Result<LoopDevice> {
+    let backing = backing(number).ok_or_else(|| io::Error::from_raw_os_error(libc::ENXIO))?;
+    let status = open_file(&node(number), true).and_then(|device| sys::loops::status(&device)).ok();
+    let read_only = fs::read_to_string(format!("{SYS_BLOCK}/loop{number}/ro")).is_ok_and(|text| text.trim() == "1");
+    Ok(LoopDevice {
+        number,
+        name: status.as_ref().map(|s| s.name.clone()),
+        backing,
+        file_device: status.as_ref().map(|s| s.file_device),
+        dying: flag(number, "autoclear"),
+        direct_io: flag(number, "dio"),
+        read_only,
+    })
+}
+
+/// All loop devices in use. One that goes away meanwhile is left out.
+pub fn list() -> Result<Vec<LoopDevice>, KernelError> {
+    let numbers = numbers().map_err(|e| KernelError::new("list", SYS_BLOCK, e))?;
+    Ok(numbers.into_iter().filter_map(|number| inspect(number).ok()).collect())
+}
+
+/// Writes out what the kernel holds back for the device, and has the file beneath made durable.
+pub fn flush(number: u32) -> Result<(), KernelError> {
+    open_file(&node(number), true)
+        .and_then(|device| device.sync_all())
+        .map_err(|e| KernelError::new("flush", node(number), e))
+}
+
+/// Frees the device if it still has this name, and waits until it is gone.
+///
+/// Errors: busy (see [`KernelError::is_busy`]) if it is mounted or claimed, in any mount namespace, and if somebody still has it open after
+/// `patience`; it then goes away with its last user.
+pub fn detach(number: u32, name: &str, patience: Duration) -> Result<(), KernelError> {
+    // O_EXCL on a block device: nobody has it mounted or claimed, and nobody can until we close it.
+    open_and_free(number, name, libc::O_EXCL, patience)
+}
+
+/// As [`detach`], for a device whose file has died: one that is still claimed goes away with its last user.
+pub fn detach_dead(number: u32, name: &str, patience: Duration) -> Result<(), KernelError> {
+    open_and_free(number, name, 0, patience)
+}
+
+fn open_and_free(number: u32, name: &str, flags: i32, patience: Duration) -> Result<(), KernelError> {
+    let path = node(number);
+    let Some(before) = backing(number) else { return Ok(()) };
+    let device = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(&path)
+        .map_err(|e| KernelError::new("open", &path, e))?;
+    // As long as we have it open nobody can give the number to another file; before that, somebody could.
+    match sys::loops::status(&device) {
+        Ok(status) if status.name != name => Ok(()),
+        _ => free(device, number, &before, patience),
+    }
+}
+
+fn free(device: File, number: u32, before: &Path, patience: Duration) -> Result<(), KernelError> {
+    match sys::loops::clear(&device) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(()),
+        Err(error) => return Err(KernelError::new("free", node(number), error)),
+    }
+    // The last close frees it, and ours may be the last.
+    drop(device);
+    let start = Instant::now();
+    let mut pause = Duration::from_micros(200);
+    while backing(number).is_some_and(|now| now == before) {
+        if start.elapsed() > patience {
+            return Err(KernelError::new(
+                "wait for the last user of",
+                node(number),
+                io::Error::from_raw_os_error(libc::EBUSY),
+            ));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+#[cfg(all(test, feature = "root-tests"))]
+mod tests;

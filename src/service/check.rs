@@ -1,0 +1,156 @@
+//! `check`: every delta, head and record held beside what it should be.
+//!
+//! Refuses to mend anything but the catalogue, which is made from the rest. Invariant: a finding hides no other.
+
+use super::engine::Engine;
+use super::{Check, CheckFinding, CheckReply, Progress, Rebuilt, ServiceError};
+use crate::blockio::FileIo;
+use crate::format::check::{self, Expected, Finding, Kind};
+use crate::format::meta::Meta;
+use crate::ids::Digest;
+use crate::store::{ImageRecord, Problem, StoreError};
+use crate::units::Bytes;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+impl Engine {
+    pub(super) fn check(&self, ask: Check, progress: &dyn Progress) -> Result<CheckReply, ServiceError> {
+        let mut findings = Vec::new();
+        let (images, objects) = match &ask.name {
+            Some(name) => {
+                let record = self.store.image(name)?;
+                let mut problems = Vec::new();
+                self.store.image_problems(&record, &mut problems);
+                findings.extend(problems.into_iter().map(|problem| self.problem(problem)));
+                let objects = record.chain.iter().copied().collect();
+                (vec![record], objects)
+            }
+            None => {
+                findings.extend(self.store.problems()?.into_iter().map(|problem| self.problem(problem)));
+                let all: BTreeSet<Digest> = self.object_sizes()?.into_keys().collect();
+                (self.store.images()?.images, all)
+            }
+        };
+        let mut read = Bytes::ZERO;
+        for digest in &objects {
+            self.check_object(digest, &mut read, progress, &mut findings);
+        }
+        for record in &images {
+            self.check_image(record, &mut findings);
+        }
+        let rebuilt = match ask.rebuild {
+            true => Some(self.rebuild()?),
+            false => None,
+        };
+        Ok(CheckReply {
+            images: images.len() as u64,
+            objects: objects.len() as u64,
+            read_bytes: read,
+            findings,
+            rebuilt,
+        })
+    }
+
+    fn check_object(&self, digest: &Digest, read: &mut Bytes, progress: &dyn Progress, findings: &mut Vec<CheckFinding>) {
+        let path = self.store.object_paths(digest).delta;
+        let file = match self.store.open_object(digest) {
+            Ok(file) => file,
+            // Told as a problem of the images that lack it.
+            Err(StoreError::NoObject { .. }) => return,
+            Err(error) => return findings.push(unreadable(path, error.into())),
+        };
+        let len = file.metadata().map_or(0, |meta| meta.len());
+        let meta = self.store.meta(digest).map_err(ServiceError::from);
+        let meta = meta.and_then(|bytes| Ok(Meta::parse(&bytes)?));
+        let units = match &meta {
+            Ok(meta) => Some(meta.units.as_slice()),
+            Err(error) => {
+                findings.push(unreadable(self.store.object_paths(digest).meta, error.clone()));
+                None
+            }
+        };
+        let step = format!("check {}", &digest.to_string()[..12]);
+        let expected = Expected { digest: *digest, units };
+        let mut sink = |finding| findings.push(of_delta(&path, finding));
+        check::check_deep(
+            &FileIo(file),
+            expected,
+            &mut |done: Bytes| progress.update(&step, done.0, Some(len)),
+            &mut sink,
+        );
+        *read = Bytes(read.0 + len);
+    }
+
+    fn check_image(&self, record: &ImageRecord, findings: &mut Vec<CheckFinding>) {
+        if let Err(error) = self.disk_files(record, true).chain() {
+            let dir = self.store.image_dir(record.id());
+            findings.push(CheckFinding {
+                kind: "chain".into(),
+                ..unreadable(dir, error.into())
+            });
+        }
+        if record.head.is_none() {
+            return;
+        }
+        let path = self.store.head_path(&record.name);
+        // A missing one is told as a problem of the image.
+        if let Ok(file) = File::open(&path) {
+            check::check(&FileIo(file), Kind::Head, &mut |finding| findings.push(of_delta(&path, finding)));
+        }
+    }
+
+    fn rebuild(&self) -> Result<Rebuilt, ServiceError> {
+        self.store.mark_index_stale()?;
+        let (images, objects) = self.look_up(|catalog| Ok((catalog.images()?.len(), catalog.objects()?.len())))?;
+        Ok(Rebuilt {
+            images: images as u64,
+            objects: objects as u64,
+        })
+    }
+
+    fn problem(&self, problem: Problem) -> CheckFinding {
+        let of_image = |name| self.store.image_dir(crate::ids::ImageId::of(name));
+        let (kind, path) = match &problem {
+            Problem::ImageUnreadable { dir, .. } => ("image-unreadable", dir.clone()),
+            Problem::LinkMissing { image, .. } => ("link-missing", of_image(image)),
+            Problem::ObjectMissing { image, .. } => ("object-missing", of_image(image)),
+            Problem::LinkDiffers { image, .. } => ("link-differs", of_image(image)),
+            Problem::HeadMissing { image } => ("head-missing", of_image(image)),
+            Problem::MetaMissing { digest } => ("meta-missing", self.store.object_paths(digest).meta),
+            Problem::DescriptionUnreadable { digest, .. } => ("description-unreadable", self.store.object_paths(digest).description),
+            Problem::ObjectWritable { path, .. } => ("object-writable", path.clone()),
+            Problem::Strange { path } => ("strange-file", path.clone()),
+        };
+        CheckFinding {
+            path,
+            kind: kind.into(),
+            area: None,
+            exception: None,
+            offset_bytes: None,
+            text: super::plain(&problem.to_string()),
+        }
+    }
+}
+
+fn of_delta(path: &Path, finding: Finding) -> CheckFinding {
+    CheckFinding {
+        path: path.into(),
+        kind: finding.kind.name().into(),
+        area: finding.area,
+        exception: finding.exception,
+        offset_bytes: finding.offset,
+        text: super::plain(&finding.text),
+    }
+}
+
+fn unreadable(path: PathBuf, error: ServiceError) -> CheckFinding {
+    CheckFinding {
+        path,
+        kind: "unreadable".into(),
+        area: None,
+        exception: None,
+        offset_bytes: None,
+        text: error.to_string(),
+    }
+}

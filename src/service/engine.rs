@@ -1,0 +1,192 @@
+//! A store that is open for requests: one method per verb, found by one `match`.
+//!
+//! Refuses to know who asks, and how progress and replies are shown. Invariant: the catalogue is told after the files have changed and before
+//! the journal forgets, so that whatever happens in between, the next opener knows that it must index again.
+
+use super::seeding::Running;
+use super::{Backend, ErrorKind, Handler, Progress, Reply, Request, Role, ServiceError, Settings};
+use crate::attach;
+use crate::catalog::{Catalog, CatalogError};
+use crate::store::Store;
+use crate::swarm::Swarm;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+
+/// An open store.
+pub struct Engine {
+    pub(super) store: Store,
+    pub(super) settings: Settings,
+    /// Kept open by a daemon; a command opens it for each transaction.
+    index: Option<Catalog>,
+    /// A daemon's, from its start to its stop.
+    swarm: RwLock<Option<Arc<Running>>>,
+}
+
+/// A swarm to pull with: the daemon's, or one of the command's own.
+pub(super) enum Session {
+    Shared(Arc<Running>),
+    Own(Running),
+}
+
+impl Session {
+    pub fn swarm(&self) -> &Swarm {
+        match self {
+            Session::Shared(running) => &running.swarm,
+            Session::Own(running) => &running.swarm,
+        }
+    }
+
+    pub fn end(self) {
+        if let Session::Own(running) = self {
+            running.stop();
+        }
+    }
+}
+
+/// The stores of this machine.
+pub struct Stores;
+
+impl Backend for Stores {
+    fn find_run_dir(&self, root: &Path) -> Result<Option<PathBuf>, ServiceError> {
+        match root.join("VERSION").exists() {
+            true => Ok(Some(Store::open(root)?.run_dir())),
+            false => Ok(None),
+        }
+    }
+
+    fn make_run_dir(&self, root: &Path) -> Result<PathBuf, ServiceError> {
+        Ok(Store::open(root)?.run_dir())
+    }
+
+    fn open(&self, settings: &Settings, role: Role) -> Result<Arc<dyn Handler>, ServiceError> {
+        let engine = Arc::new(Engine::open(settings, role)?);
+        if role == Role::Daemon {
+            let seeding = engine.clone();
+            // Every published byte is hashed: the socket answers meanwhile.
+            std::thread::spawn(move || {
+                if let Err(error) = seeding.seed_all() {
+                    tracing::error!(cause = %error, "nothing is seeded");
+                }
+            });
+        }
+        Ok(engine)
+    }
+}
+
+impl Engine {
+    /// Opens the store, and takes away what dead processes left in it and in the kernel.
+    pub fn open(settings: &Settings, role: Role) -> Result<Engine, ServiceError> {
+        let store = Store::open(&settings.root)?;
+        super::draft::sweep(&store)?;
+        attach::sweep(&store)?;
+        let index = match role {
+            Role::Daemon => Some(Catalog::open(&store)?),
+            Role::Command => None,
+        };
+        let swarm = match role {
+            Role::Daemon => Some(Arc::new(Running::start(&store, settings, role, &[])?)),
+            Role::Command => None,
+        };
+        Ok(Engine {
+            store,
+            settings: settings.clone(),
+            index,
+            swarm: RwLock::new(swarm),
+        })
+    }
+
+    /// The daemon's swarm.
+    pub(super) fn swarm(&self) -> Option<Swarm> {
+        let running = self.swarm.read().expect("no thread panics while it holds this lock");
+        running.as_ref().map(|running| running.swarm.clone())
+    }
+
+    /// A swarm for one verb. Errors: nodes to ask are given to a daemon at its start.
+    pub(super) fn session(&self, bootstrap: &[String]) -> Result<Session, ServiceError> {
+        let running = self.swarm.read().expect("no thread panics while it holds this lock").clone();
+        match running {
+            Some(_) if !bootstrap.is_empty() => {
+                let message = "the daemon runs and has its own DHT nodes: start it with --bootstrap, or use --no-daemon";
+                Err(ServiceError::new(ErrorKind::Usage, message))
+            }
+            Some(running) => Ok(Session::Shared(running)),
+            None => Ok(Session::Own(Running::start(&self.store, &self.settings, Role::Command, bootstrap)?)),
+        }
+    }
+
+    /// Tells the catalogue. That it cannot be told is no error of the verb: the store is marked, and the next opener indexes again.
+    pub(super) fn index(&self, work: impl FnOnce(&Catalog) -> Result<(), CatalogError>) -> Result<(), ServiceError> {
+        let told = match &self.index {
+            None => Catalog::with(&self.store, work),
+            Some(catalog) => self.refreshed(catalog).and_then(work).and_then(|()| catalog.flush()),
+        };
+        if let Err(error) = told {
+            tracing::warn!(cause = %error, "the catalogue will be made again");
+            self.store.mark_index_stale()?;
+        }
+        Ok(())
+    }
+
+    /// Asks the catalogue.
+    pub(super) fn look_up<T>(&self, work: impl FnOnce(&Catalog) -> Result<T, CatalogError>) -> Result<T, ServiceError> {
+        match &self.index {
+            None => Ok(Catalog::with(&self.store, work)?),
+            Some(catalog) => Ok(self.refreshed(catalog).and_then(work)?),
+        }
+    }
+
+    /// A command that could not reach the catalogue, as we have it open, has left a marker.
+    fn refreshed<'a>(&self, catalog: &'a Catalog) -> Result<&'a Catalog, CatalogError> {
+        if self.store.index_marker().exists() {
+            catalog.rebuild(&self.store)?;
+        }
+        Ok(catalog)
+    }
+}
+
+impl Handler for Engine {
+    fn handle(&self, request: Request, progress: &dyn Progress) -> Result<Reply, ServiceError> {
+        Ok(match request {
+            Request::Create(ask) => Reply::Create(self.create(ask, progress)?),
+            Request::Import(ask) => Reply::Import(self.import(ask, progress)?),
+            Request::Clone(ask) => Reply::Clone(self.clone_image(ask)?),
+            Request::Mount(ask) => Reply::Mount(self.mount(ask)?),
+            Request::Umount(ask) => Reply::Umount(self.umount(ask)?),
+            Request::Attach(ask) => Reply::Attach(self.attach(ask)?),
+            Request::Detach(ask) => Reply::Detach(self.detach(ask)?),
+            Request::Commit(ask) => Reply::Commit(self.commit(ask, progress)?),
+            Request::Diff(ask) => Reply::Diff(self.diff(ask)?),
+            Request::Export(ask) => Reply::Export(self.export(ask, progress)?),
+            Request::Info(ask) => Reply::Info(self.info(ask)?),
+            Request::List(_) => Reply::List(self.list()?),
+            Request::Tree(_) => Reply::Tree(self.tree()?),
+            Request::Check(ask) => Reply::Check(self.check(ask, progress)?),
+            Request::Rename(ask) => Reply::Rename(self.rename(ask)?),
+            Request::Rm(ask) => Reply::Rm(self.rm(ask)?),
+            Request::Gc(ask) => Reply::Gc(self.gc(ask)?),
+            Request::Publish(ask) => Reply::Publish(self.publish(ask, progress)?),
+            Request::Pull(ask) => Reply::Pull(self.pull(ask, progress)?),
+            Request::Peers(_) => Reply::Peers(self.peers()?),
+        })
+    }
+
+    fn stop(&self) {
+        let running = self.swarm.write().expect("no thread panics while it holds this lock").take();
+        if let Some(running) = running.and_then(Arc::into_inner) {
+            running.stop();
+        }
+    }
+}
+
+/// The hidden subcommand of `blockbtd` that serves one attached image.
+pub fn fuse_serve(arguments: Vec<OsString>) -> Result<(), ServiceError> {
+    let [place] = &arguments[..] else {
+        return Err(ServiceError::new(
+            ErrorKind::Usage,
+            "fuse-serve is started by attach, with one argument",
+        ));
+    };
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+    attach::server::run(Path::new(place)).map_err(|error| ServiceError::from_error(ErrorKind::Failed, &error))
+}

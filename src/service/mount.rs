@@ -1,0 +1,99 @@
+//! Images as devices and mounted file systems: `attach`, `detach`, `mount`, `umount`.
+//!
+//! Refuses to know how a device is made. Invariant: what is attached is what `attach` says, never what was noted here.
+
+use super::engine::Engine;
+use super::make::ms;
+use super::{Attach, AttachReply, Detach, DetachReply, ErrorKind, Mount, MountReply, ServiceError, Umount, UmountReply};
+use crate::attach::{self, AttachError, AttachOptions, AttachState};
+use crate::ids::{ImageId, ImageName};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+impl Engine {
+    pub(super) fn attach(&self, ask: Attach) -> Result<AttachReply, ServiceError> {
+        let start = Instant::now();
+        let attached = attach::attach(&self.store, &ask.name, &options(ask.read_only))?;
+        self.note_head(&ask.name)?;
+        Ok(AttachReply {
+            name: ask.name,
+            device: attached.device,
+            read_only: attached.read_only,
+            took_ms: ms(start.elapsed()),
+        })
+    }
+
+    pub(super) fn detach(&self, ask: Detach) -> Result<DetachReply, ServiceError> {
+        let device = self.state(&ask.name)?.device.unwrap_or_default();
+        attach::detach(&self.store, &ask.name)?;
+        Ok(DetachReply { name: ask.name, device })
+    }
+
+    pub(super) fn mount(&self, ask: Mount) -> Result<MountReply, ServiceError> {
+        let start = Instant::now();
+        let own = self.default_dir(&ask.name);
+        let dir = match &ask.dir {
+            Some(dir) => dir.clone(),
+            None => own.clone(),
+        };
+        if dir == own {
+            self.store.image(&ask.name)?;
+            fs::create_dir_all(&dir).map_err(|error| failed("make", &dir, &error))?;
+        }
+        let mounted = attach::mount(&self.store, &ask.name, &dir, &options(ask.read_only)).inspect_err(|_| remove_own(&own));
+        let attached = mounted?;
+        self.note_head(&ask.name)?;
+        Ok(MountReply {
+            name: ask.name,
+            device: attached.device,
+            dir,
+            read_only: attached.read_only,
+            took_ms: ms(start.elapsed()),
+        })
+    }
+
+    pub(super) fn umount(&self, ask: Umount) -> Result<UmountReply, ServiceError> {
+        let dir = self.state(&ask.name)?.mounts.pop().unwrap_or_default();
+        attach::umount(&self.store, &ask.name)?;
+        remove_own(&self.default_dir(&ask.name));
+        Ok(UmountReply { name: ask.name, dir })
+    }
+
+    /// What the kernel has of an image.
+    pub(super) fn state(&self, name: &ImageName) -> Result<AttachState, ServiceError> {
+        self.store.image(name)?;
+        let id = ImageId::of(name);
+        let found = attach::states(&self.store)?.into_iter().find(|state| state.image == id);
+        Ok(found.ok_or_else(|| AttachError::NotAttached { name: name.clone() })?)
+    }
+
+    /// Where an image is mounted when nobody says where.
+    fn default_dir(&self, name: &ImageName) -> PathBuf {
+        self.store.run_dir().join("mnt").join(ImageId::of(name).to_string())
+    }
+
+    /// A first attach makes a head: the catalogue knows the image's record.
+    fn note_head(&self, name: &ImageName) -> Result<(), ServiceError> {
+        let record = self.store.image(name)?;
+        self.index(|catalog| catalog.put_image(&record))
+    }
+}
+
+fn options(read_only: bool) -> AttachOptions {
+    AttachOptions { read_only, program: None }
+}
+
+/// Only when it is empty and nothing is mounted there.
+fn remove_own(dir: &Path) {
+    if let Err(error) = fs::remove_dir(dir)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::debug!(dir = %dir.display(), cause = %error, "a mount directory stays");
+    }
+}
+
+pub(super) fn failed(doing: &str, path: &Path, error: &io::Error) -> ServiceError {
+    ServiceError::new(ErrorKind::Failed, format!("{doing} {}", path.display())).because(Some(error))
+}

@@ -1,0 +1,105 @@
+//! `publish`: an image's manifest and torrents, and the link to give away.
+//!
+//! Refuses to publish what is not sealed. Invariant: the same image gives the same link on every host that has it.
+
+use super::engine::Engine;
+use super::make::known;
+use super::seeding::torrent_of;
+use super::{ErrorKind, Progress, Publish, PublishReply, ServiceError};
+use crate::format::manifest::{Manifest, ManifestDelta};
+use crate::ids::{Digest, ImageName, Sha256};
+use crate::store::{HistoryEntry, Intent, Published, Txn, stop};
+use crate::swarm::link::Link;
+use crate::units::Bytes;
+use std::collections::BTreeMap;
+
+impl Engine {
+    pub(super) fn publish(&self, ask: Publish, progress: &dyn Progress) -> Result<PublishReply, ServiceError> {
+        let record = self.store.image(&ask.name)?;
+        if record.chain.is_empty() {
+            let message = format!("image \"{}\" has no sealed delta: commit it first", ask.name);
+            return Err(ServiceError::new(ErrorKind::Usage, message));
+        }
+        let txn = self.store.begin(Intent::Publish { name: ask.name.clone() })?;
+        let mut deltas = Vec::with_capacity(record.chain.len());
+        for digest in &record.chain {
+            deltas.push(self.publish_delta(&txn, digest, progress)?);
+        }
+        let manifest = Manifest {
+            name: ask.name.clone(),
+            virtual_size: record.virtual_size,
+            file_system: known(&record.file_system),
+            labels: BTreeMap::new(),
+            deltas,
+        };
+        let sha256 = txn.commit_manifest(&manifest.encode()?)?;
+        let published = self.note_manifest(sha256)?;
+        let total_bytes = Bytes(manifest.deltas.iter().map(|delta| delta.len.0).sum());
+        let record = self.store.update_image(&ask.name, |record| {
+            if record.published != Some(published) {
+                record.published = Some(published);
+                record.history.push(HistoryEntry::now("publish", &published.info_hash.to_string()));
+            }
+        })?;
+        stop::point("publish.recorded");
+        self.index(|catalog| catalog.put_image(&record))?;
+        txn.done()?;
+        Ok(PublishReply {
+            link: link_of(&ask.name, &published),
+            info_hash: published.info_hash,
+            manifest_sha256: sha256,
+            deltas: manifest.deltas.len() as u64,
+            total_bytes,
+            seeding: self.seed_image(&record)?,
+            name: ask.name,
+        })
+    }
+
+    /// Makes what of a delta's torrents is not there yet.
+    fn publish_delta(&self, txn: &Txn, digest: &Digest, progress: &dyn Progress) -> Result<ManifestDelta, ServiceError> {
+        txn.hold(digest)?;
+        let mut description = self.store.description(digest)?;
+        let paths = self.store.object_paths(digest);
+        let step = format!("hash {}", &digest.to_string()[..12]);
+        let total = description.len_bytes.0;
+        let tell = |done: Bytes| progress.update(&step, done.0, Some(total));
+        let (info, info_hash) = torrent_of(&self.store, &paths.torrent, &digest.to_string(), &paths.delta, &tell)?;
+        let meta = self.store.meta(digest)?;
+        let meta_sha256 = Sha256::of(&meta);
+        let (_, meta_info_hash) = torrent_of(&self.store, &paths.meta_torrent, &meta_sha256.to_string(), &paths.meta, &|_| ())?;
+        if description.info_hash != Some(info_hash) || description.meta_info_hash != Some(meta_info_hash) {
+            description.info_hash = Some(info_hash);
+            description.meta_info_hash = Some(meta_info_hash);
+            self.store.write_description(&description)?;
+            self.index(|catalog| catalog.put_object(&description))?;
+        }
+        Ok(ManifestDelta {
+            digest: *digest,
+            len: info.len,
+            info_hash,
+            meta_sha256,
+            meta_len: Bytes(meta.len() as u64),
+            meta_info_hash,
+        })
+    }
+
+    /// Makes the torrent of a manifest that is in the store.
+    pub(super) fn note_manifest(&self, manifest: Sha256) -> Result<Published, ServiceError> {
+        let (path, torrent) = (self.store.manifest_path(&manifest), self.store.manifest_torrent_path(&manifest));
+        let (_, info_hash) = torrent_of(&self.store, &torrent, &manifest.to_string(), &path, &|_| ())?;
+        Ok(Published { manifest, info_hash })
+    }
+}
+
+/// What others are given.
+pub(super) fn link_of(name: &ImageName, published: &Published) -> String {
+    let link = Link {
+        info_hash: published.info_hash,
+        sha256: Some(published.manifest),
+        name: Some(name.to_string()),
+        trackers: Vec::new(),
+        peers: Vec::new(),
+        web_seeds: Vec::new(),
+    };
+    link.to_string()
+}

@@ -1,0 +1,175 @@
+//! The replies: one struct per verb, pinned in golden files, as scripts read them.
+//!
+//! Refuses to know how they are shown. Invariant: a field's unit ends its name.
+
+use crate::ids::{Digest, ImageName, InfoHash, Sha256};
+use crate::units::Bytes;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+macro_rules! replies {
+    ($($(#[$doc:meta])* $Name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        pub struct $Name { $($(#[$field_doc])* pub $field: $type,)* }
+    )*};
+}
+
+replies! {
+    CreateReply { name: ImageName, virtual_size_bytes: Bytes, file_system: String, took_ms: u64, }
+    ImportReply {
+        name: ImageName,
+        digest: Digest,
+        virtual_size_bytes: Bytes,
+        stored_bytes: Bytes,
+        file_system: String,
+        /// Files, directories and the like; absent for a raw disk.
+        entries: Option<u64>,
+        parts: ImportParts,
+    }
+    ImportParts { write_ms: u64, seal_ms: u64, hash_ms: u64, sync_ms: u64, }
+    CloneReply { name: ImageName, source: ImageName, deltas: u64, took_us: u64, }
+    MountReply { name: ImageName, device: PathBuf, dir: PathBuf, read_only: bool, took_ms: u64, }
+    UmountReply { name: ImageName, dir: PathBuf, }
+    AttachReply { name: ImageName, device: PathBuf, read_only: bool, took_ms: u64, }
+    DetachReply { name: ImageName, device: PathBuf, }
+    CommitReply {
+        name: ImageName,
+        /// Of the new delta; absent when the head held no change.
+        digest: Option<Digest>,
+        /// The file's size.
+        delta_bytes: Bytes,
+        /// Disk bytes that differ from the parent.
+        changed_bytes: Bytes,
+        took_ms: u64,
+    }
+    DiffReply { a: ImageName, b: Option<ImageName>, extents: Vec<DiffExtent>, sum_bytes: Bytes, }
+    DiffExtent { offset_bytes: Bytes, length_bytes: Bytes, }
+    ExportReply {
+        name: ImageName,
+        target: PathBuf,
+        written_bytes: Bytes,
+        /// Absent for a raw disk.
+        entries: Option<u64>,
+        took_ms: u64,
+    }
+    InfoReply {
+        name: ImageName,
+        virtual_size_bytes: Bytes,
+        file_system: String,
+        /// Sealed deltas, oldest first.
+        chain: Vec<DeltaInfo>,
+        head: Option<HeadInfo>,
+        attached: Option<AttachInfo>,
+        published: Option<PublishedInfo>,
+        history: Vec<HistoryInfo>,
+    }
+    DeltaInfo {
+        digest: Digest,
+        stored_bytes: Bytes,
+        virtual_size_bytes: Bytes,
+        chunk_size_bytes: Bytes,
+        /// How many images of this store have it.
+        images: u64,
+        /// Whether the host's file system checks it by fs-verity.
+        verity_enforced: bool,
+    }
+    HeadInfo { stored_bytes: Bytes, chunk_size_bytes: Bytes, smallest_size_bytes: Bytes, }
+    AttachInfo { device: PathBuf, dir: Option<PathBuf>, read_only: bool, }
+    PublishedInfo { link: String, manifest_sha256: Sha256, info_hash: InfoHash, }
+    HistoryInfo { time_unix_seconds: u64, verb: String, detail: String, }
+    ListReply {
+        images: Vec<ListEntry>,
+        /// Image directories that cannot be read.
+        unreadable: Vec<Unreadable>,
+    }
+    ListEntry {
+        name: ImageName,
+        virtual_size_bytes: Bytes,
+        /// All its deltas and its head, shared ones included.
+        stored_bytes: Bytes,
+        deltas: u64,
+        device: Option<PathBuf>,
+        dir: Option<PathBuf>,
+        published: bool,
+    }
+    Unreadable { path: PathBuf, why: String, }
+    TreeReply { deltas: Vec<TreeDelta>, }
+    /// A delta of the store; parents come before their children.
+    TreeDelta {
+        digest: Digest,
+        /// Absent for a base.
+        parent: Option<Digest>,
+        stored_bytes: Bytes,
+        /// The images whose newest delta this is.
+        images: Vec<ImageName>,
+    }
+    CheckReply {
+        images: u64,
+        objects: u64,
+        read_bytes: Bytes,
+        findings: Vec<CheckFinding>,
+        rebuilt: Option<Rebuilt>,
+    }
+    CheckFinding {
+        path: PathBuf,
+        /// One word to match on, as in `duplicate-exception`.
+        kind: String,
+        area: Option<u64>,
+        exception: Option<u64>,
+        offset_bytes: Option<Bytes>,
+        text: String,
+    }
+    /// What the catalogue holds after `--rebuild`.
+    Rebuilt { images: u64, objects: u64, }
+    RenameReply { from: ImageName, to: ImageName, }
+    RmReply {
+        name: ImageName,
+        /// Objects that no image has any more: what `gc` would remove.
+        unreferenced_objects: u64,
+        unreferenced_bytes: Bytes,
+    }
+    GcReply { dry_run: bool, removed: Vec<GcObject>, freed_bytes: Bytes, kept_objects: u64, }
+    GcObject { digest: Digest, stored_bytes: Bytes, }
+    PublishReply {
+        name: ImageName,
+        link: String,
+        info_hash: InfoHash,
+        manifest_sha256: Sha256,
+        deltas: u64,
+        total_bytes: Bytes,
+        /// False when no daemon runs: start `blockbtd` to serve it.
+        seeding: bool,
+    }
+    PullReply {
+        name: ImageName,
+        deltas: u64,
+        /// Those the store had already.
+        skipped_deltas: u64,
+        total_bytes: Bytes,
+        fetched_bytes: Bytes,
+        took_ms: u64,
+    }
+    PeersReply { objects: Vec<PeersObject>, }
+    PeersObject {
+        /// `delta`, `meta` or `manifest`.
+        kind: String,
+        /// Digest or SHA-256.
+        id: String,
+        info_hash: InfoHash,
+        size_bytes: Bytes,
+        have_bytes: Bytes,
+        /// To all peers, also those that are gone.
+        sent_bytes: Bytes,
+        peers: Vec<Peer>,
+    }
+    Peer {
+        address: SocketAddr,
+        /// `dht`, `link`, `incoming` ...
+        found_by: String,
+        received_bytes: Bytes,
+        sent_bytes: Bytes,
+        pieces: u64,
+    }
+}

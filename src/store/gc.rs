@@ -1,0 +1,125 @@
+//! Objects that nobody refers to any more.
+//!
+//! Refuses to decide whether they should be kept for others; who calls it does. Invariant: counting and unlinking happen alone in the store, and a
+//! verb links what it needs into its own folder under the same lock, so that nothing goes that somebody is about to use.
+
+use super::error::{At, StoreError};
+use super::objects::{ObjectInfo, ObjectKind, kind_of};
+use super::{Store, fs, stop};
+use crate::ids::{Digest, Sha256};
+use crate::units::Bytes;
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What was, or in a dry run would be, collected.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GcReport {
+    pub removed: Vec<Removed>,
+    /// What belonged to objects that are no longer there.
+    pub orphans: Vec<PathBuf>,
+    pub freed: Bytes,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removed {
+    pub kind: ObjectKind,
+    /// What it took on disk, with what belongs to it.
+    pub freed: Bytes,
+}
+
+impl Store {
+    /// Removes the objects with one name that no image's record names either (an image may have a copy of its own, where no hardlink could be
+    /// made), and manifests that no image has published; `keep` speaks for those that are to stay all the same.
+    ///
+    /// Errors: [`StoreError::Busy`] when others use the store without a pause.
+    pub fn gc(&self, dry_run: bool, keep: &dyn Fn(&ObjectInfo) -> bool) -> Result<GcReport, StoreError> {
+        let _alone = self.exclude(PATIENCE)?;
+        let listing = self.images()?;
+        let chains: BTreeSet<Digest> = listing.images.iter().flat_map(|image| image.chain.iter().copied()).collect();
+        let published: BTreeSet<Sha256> = listing
+            .images
+            .iter()
+            .filter_map(|image| image.published.map(|p| p.manifest))
+            .collect();
+        let mut report = GcReport::default();
+        let mut gone = BTreeSet::new();
+        for object in self.objects()? {
+            let named = match object.kind {
+                ObjectKind::Delta(digest) => chains.contains(&digest),
+                // An image that cannot be read may have published any.
+                ObjectKind::Manifest(manifest) => !listing.unreadable.is_empty() || published.contains(&manifest),
+            };
+            if object.names > 1 || named || keep(&object) {
+                continue;
+            }
+            let mut freed = object.allocated;
+            // The object first: a delta without what belongs to it would not be whole, the other way round it is an orphan.
+            if !dry_run {
+                fs::unlink_if_there(&object.path)?;
+                stop::point("gc.delta");
+            }
+            for path in self.beside(&object.kind) {
+                freed = Bytes(freed.0 + discard(&path, dry_run)?.0);
+                gone.insert(path);
+            }
+            report.freed = Bytes(report.freed.0 + freed.0);
+            report.removed.push(Removed { kind: object.kind, freed });
+        }
+        for path in self.object_files()? {
+            if !gone.contains(&path) && kind_of(&path).is_none() && self.is_orphan(&path)? {
+                report.freed = Bytes(report.freed.0 + discard(&path, dry_run)?.0);
+                report.orphans.push(path);
+            }
+        }
+        stop::point("gc.done");
+        Ok(report)
+    }
+
+    fn beside(&self, kind: &ObjectKind) -> Vec<PathBuf> {
+        match kind {
+            ObjectKind::Delta(digest) => {
+                let paths = self.object_paths(digest);
+                vec![paths.meta, paths.description, paths.torrent, paths.meta_torrent]
+            }
+            ObjectKind::Manifest(manifest) => vec![self.manifest_torrent_path(manifest)],
+        }
+    }
+
+    /// Whether a file belongs to an object that is neither here nor arriving. What we do not know is nobody's orphan.
+    fn is_orphan(&self, path: &Path) -> Result<bool, StoreError> {
+        let Some((name, suffix)) = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.split_once('.'))
+        else {
+            return Ok(false);
+        };
+        let (Ok(digest), "meta" | "json" | "torrent" | "meta.torrent") = (name.parse::<Digest>(), suffix) else {
+            return Ok(false);
+        };
+        let owners = [
+            self.object_paths(&digest).delta,
+            self.manifest_path(&Sha256(digest.0)),
+            self.incoming_dir().join(format!("{digest}.part")),
+        ];
+        for owner in &owners {
+            if owner.try_exists().at("look for", owner)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Removes a file that may not be there; tells what it took.
+fn discard(path: &Path, dry_run: bool) -> Result<Bytes, StoreError> {
+    let freed = std::fs::symlink_metadata(path).map_or(0, |meta| meta.blocks() * 512);
+    if !dry_run {
+        fs::unlink_if_there(path)?;
+    }
+    Ok(Bytes(freed))
+}

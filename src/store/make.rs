@@ -1,0 +1,213 @@
+//! Images that begin, are cloned, change their name, or go.
+//!
+//! Refuses to know what is in a delta. Invariant: an image appears and disappears by one rename of its directory, whose name follows from the
+//! image's; of two who want the same name at once, one gets it.
+
+use super::error::{At, StoreError};
+use super::image::{HeadRecord, HistoryEntry, ImageRecord, Published, delta_name, write_record};
+use super::lock::{self, ImageLock};
+use super::txn::{Intent, Txn};
+use super::{Store, fs, stop};
+use crate::blockio::FileIo;
+use crate::format::head::{Head, HeadError};
+use crate::ids::{ImageId, ImageName};
+use crate::units::{Bytes, ChunkSize, MAX_DISK};
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// The head of a clone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloneHead {
+    /// A new, empty one over the source's sealed deltas; also while the source is attached.
+    Fresh(ChunkSize),
+    /// What the source's head has, too. Errors: [`StoreError::InUse`] while the source is attached.
+    Copy,
+}
+
+impl Txn {
+    /// Where a new image is prepared, until [`Txn::publish_image`].
+    pub fn image_dir(&self) -> PathBuf {
+        self.dir().join("image")
+    }
+
+    /// Makes that folder, and locks the image to be, so that it can be attached before it has a name, and stays ours when it gets it.
+    pub fn new_image(&self) -> Result<ImageLock, StoreError> {
+        let dir = self.image_dir();
+        fs::make_dir(&dir)?;
+        lock::lock_dir(&dir)?.ok_or_else(|| StoreError::Damaged {
+            path: dir,
+            why: "a new image is locked by somebody else".into(),
+        })
+    }
+
+    /// Gives the prepared image its place and name. Its head, if any, is there and synced; its chain is linked here, from objects that this
+    /// transaction holds or another image has.
+    ///
+    /// Errors: [`StoreError::Exists`], [`StoreError::NoObject`].
+    pub fn publish_image(&self, record: &ImageRecord) -> Result<(), StoreError> {
+        let shared = self.store().share()?;
+        let dir = self.image_dir();
+        for (index, digest) in record.chain.iter().enumerate() {
+            let missing = |error: StoreError| {
+                if error.is_missing() {
+                    StoreError::NoObject { digest: *digest }
+                } else {
+                    error
+                }
+            };
+            fs::link_or_copy(&self.store().object_paths(digest).delta, &dir.join(delta_name(index))).map_err(missing)?;
+        }
+        write_record(&dir, record)?;
+        stop::step(self.verb(), "prepared");
+        claim(self.store(), &dir, &record.name)?;
+        drop(shared);
+        stop::step(self.verb(), "renamed");
+        Ok(())
+    }
+}
+
+impl Txn {
+    /// Writes down what was published, after the manifest that this transaction put into the store. The image may be attached.
+    pub fn finish_publish(&self, name: &ImageName, published: Published) -> Result<ImageRecord, StoreError> {
+        let record = self.store().update_image(name, |record| {
+            record.published = Some(published);
+            record.add_history(HistoryEntry::now("publish", &published.manifest.to_string()));
+        })?;
+        stop::point("publish.recorded");
+        Ok(record)
+    }
+}
+
+impl Store {
+    /// A second image with the same disk: takes the same time for any size.
+    ///
+    /// The transaction is to be [`Txn::done`] when the catalogue knows. Errors: [`StoreError::NotFound`], [`StoreError::Exists`], [`StoreError::InUse`].
+    pub fn clone_image(&self, from: &ImageName, name: &ImageName, head: CloneHead) -> Result<(ImageRecord, Txn), StoreError> {
+        let source_lock = match head {
+            CloneHead::Copy => Some(self.lock_image(from)?),
+            CloneHead::Fresh(_) => None,
+        };
+        self.must_be_free(name)?;
+        self.image(from)?;
+        let txn = self.begin(Intent::Clone {
+            from: from.clone(),
+            name: name.clone(),
+        })?;
+        let _lock = txn.new_image()?;
+        let (old, new) = (self.image_dir(ImageId::of(from)), txn.image_dir());
+        let mut record = ImageRecord::new(name.clone(), Bytes::ZERO, "");
+        match head {
+            CloneHead::Fresh(chunk) => {
+                make_head(&new.join("head.delta"), chunk)?;
+                record.head = Some(HeadRecord {
+                    smallest_size: MAX_DISK,
+                    chunk_size: chunk.bytes(),
+                });
+            }
+            // Ours is the lock: neither head nor chain change, however long the copy takes.
+            CloneHead::Copy => {
+                let source = self.image(from)?;
+                for frozen in source.frozen.iter().map(|seq| format!("frozen-{seq}.delta")) {
+                    fs::link_or_copy(&old.join(&frozen), &new.join(&frozen))?;
+                }
+                if source.head.is_some() {
+                    fs::copy(&old.join("head.delta"), &new.join("head.delta"), 0o600)?;
+                }
+                record.head = source.head;
+                record.frozen = source.frozen;
+            }
+        }
+        // Shared, from reading the chain until it is linked: should the source go meanwhile, its objects do not.
+        let shared = self.share()?;
+        let source = self.image(from)?;
+        record.chain = source.chain;
+        record.virtual_size = source.virtual_size;
+        record.file_system = source.file_system;
+        if let Some(head) = &mut record.head {
+            head.smallest_size = head.smallest_size.min(source.virtual_size);
+        }
+        record.add_history(HistoryEntry::now("clone", from.as_str()));
+        txn.publish_image(&record)?;
+        drop((shared, source_lock));
+        Ok((record, txn))
+    }
+
+    /// Errors: [`StoreError::NotFound`], [`StoreError::Exists`], [`StoreError::InUse`].
+    pub fn rename_image(&self, from: &ImageName, to: &ImageName) -> Result<(ImageRecord, Txn), StoreError> {
+        let lock = self.lock_image(from)?;
+        self.must_be_free(to)?;
+        let txn = self.begin_with(
+            Intent::Rename {
+                from: from.clone(),
+                to: to.clone(),
+            },
+            Some(lock),
+        )?;
+        let _shared = self.share()?;
+        claim(self, &self.image_dir(ImageId::of(from)), to)?;
+        stop::point("rename.renamed");
+        let record = self.update_record(to, |record| {
+            record.name = to.clone();
+            record.add_history(HistoryEntry::now("rename", from.as_str()));
+        })?;
+        stop::point("rename.recorded");
+        Ok((record, txn))
+    }
+
+    /// Takes an image out of the store; what only it had goes when the transaction is done, its objects when they are collected.
+    ///
+    /// Errors: [`StoreError::NotFound`], [`StoreError::InUse`].
+    pub fn remove_image(&self, name: &ImageName) -> Result<Txn, StoreError> {
+        let lock = self.lock_image(name)?;
+        let txn = self.begin_with(Intent::Rm { name: name.clone() }, Some(lock))?;
+        let _shared = self.share()?;
+        fs::rename(&self.image_dir(ImageId::of(name)), &txn.image_dir())?;
+        fs::sync_dir(&self.images_dir())?;
+        stop::point("rm.renamed");
+        Ok(txn)
+    }
+
+    /// Says early what the claiming rename would say after the work.
+    fn must_be_free(&self, name: &ImageName) -> Result<(), StoreError> {
+        let dir = self.image_dir(ImageId::of(name));
+        if dir.try_exists().at("look for", &dir)? {
+            Err(StoreError::Exists { name: name.clone() })
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Makes an empty head in a new file, durable but for its name: its directory is the caller's to sync, as [`Txn::publish_image`] and
+/// [`Txn::finish_commit`] do.
+pub fn make_head(path: &Path, chunk: ChunkSize) -> Result<Head<FileIo>, StoreError> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .at("make", path)?;
+    Head::create(FileIo(file), chunk).map_err(|error| match error {
+        HeadError::Io { source, .. } => StoreError::Io {
+            doing: "format",
+            path: path.into(),
+            source,
+        },
+        source => StoreError::Head { path: path.into(), source },
+    })
+}
+
+/// Moves an image's directory to where its name says; nobody else can have the name afterwards.
+fn claim(store: &Store, dir: &Path, name: &ImageName) -> Result<(), StoreError> {
+    let exists = |error: StoreError| {
+        if error.is_exists() {
+            StoreError::Exists { name: name.clone() }
+        } else {
+            error
+        }
+    };
+    fs::rename_new(dir, &store.image_dir(ImageId::of(name))).map_err(exists)?;
+    fs::sync_dir(&store.images_dir())
+}

@@ -1,0 +1,161 @@
+//! What becomes of the work of dead processes: undone, or completed where the decisive step was taken.
+//!
+//! Refuses to touch what lives. Invariant: settling is idempotent, so that a crash in the middle of it, or an entry that a power cut brings back,
+//! does no harm.
+
+use super::error::{At, StoreError};
+use super::lock::{ImageLock, Moment};
+use super::txn::{FileIdentity, Intent};
+use super::{Store, fs, image};
+use crate::ids::{ImageId, ImageName};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// How long a start waits to be alone in the store when there is something to tidy up; the next start tries again.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+impl Store {
+    /// Settles what dead processes left. Costs two listings when nobody died.
+    pub(super) fn recover(&self) -> Result<(), StoreError> {
+        if !self.unfinished()?.iter().any(|id| self.seems_dead(id)) {
+            return Ok(());
+        }
+        let dead = match self.exclude(PATIENCE) {
+            Err(StoreError::Busy { .. }) => return Ok(()),
+            // Alone: nobody is between making a folder and locking its owner, and no draft outside such a folder is anybody's.
+            Ok(_alone) => self.adopt_dead()?,
+            Err(error) => return Err(error),
+        };
+        for (id, _owner) in dead {
+            match self.settle(&id, None) {
+                Ok(()) => tracing::info!(txn = id, "settled what a dead process left"),
+                Err(error) => tracing::warn!(txn = id, cause = %error, "unfinished work of a dead process stays"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Transactions that have a folder or an entry.
+    fn unfinished(&self) -> Result<BTreeSet<String>, StoreError> {
+        let text = |name: std::ffi::OsString| name.into_string().ok();
+        let folders = fs::list(&self.tmp_dir())?.into_iter().filter_map(text);
+        let entries = fs::list(&self.journal_dir())?.into_iter().filter_map(text);
+        let entries = entries.filter_map(|name| name.strip_suffix(".json").map(String::from));
+        Ok(folders.chain(entries).collect())
+    }
+
+    /// A guess, for a moment's worth: whoever makes the folder may not have locked it yet, and may be removing it by now.
+    fn seems_dead(&self, id: &str) -> bool {
+        let path = self.txn_dir(id).join("owner");
+        let Ok(owner) = fs::open_read(&path) else { return true };
+        let free = fs::try_lock(&owner, &path).unwrap_or(false);
+        drop(free.then(|| Moment(owner)));
+        free
+    }
+
+    fn try_adopt(&self, id: &str) -> Result<Option<Moment>, StoreError> {
+        let path = self.txn_dir(id).join("owner");
+        let owner = fs::open_lock(&path)?;
+        Ok((fs::try_lock(&owner, &path)? && fs::is_at(&owner, &path)?).then(|| Moment(owner)))
+    }
+
+    /// Takes over the transactions of the dead: with their owner's lock, so that no other sweep has them too.
+    fn adopt_dead(&self) -> Result<Vec<(String, Moment)>, StoreError> {
+        let mut dead = Vec::new();
+        for id in self.unfinished()? {
+            let dir = self.txn_dir(&id);
+            match std::fs::symlink_metadata(&dir) {
+                Ok(meta) if !meta.is_dir() => {
+                    fs::unlink_if_there(&dir)?;
+                    continue;
+                }
+                _ => fs::make_dir(&dir).or_else(|error| if error.is_exists() { Ok(()) } else { Err(error) })?,
+            }
+            match self.try_adopt(&id) {
+                Ok(Some(owner)) => dead.push((id, owner)),
+                Ok(None) => {}
+                Err(error) if error.is_missing() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(dead)
+    }
+
+    /// Completes or undoes one transaction whose owner's lock the caller has, and forgets it. `lock` is its image's, if the caller has that.
+    pub(super) fn settle(&self, id: &str, lock: Option<&ImageLock>) -> Result<(), StoreError> {
+        let intent = self.read_entry(id)?;
+        match &intent {
+            Some(Intent::Commit { name, depth, head }) => self.settle_commit(id, name, *depth, *head, lock)?,
+            Some(Intent::Rename { from, to }) => self.settle_rename(from, to)?,
+            // What these made is whole since one rename, or still in their folder.
+            Some(Intent::Create { .. } | Intent::Import { .. } | Intent::Clone { .. }) => {}
+            Some(Intent::Pull { .. }) => self.sweep_arrived()?,
+            Some(Intent::Publish { .. } | Intent::Rm { .. }) | None => {}
+        }
+        fs::remove_tree(&self.txn_dir(id), "owner")?;
+        if intent.is_some() {
+            self.mark_index_stale()?;
+        }
+        fs::unlink_if_there(&self.entry_path(id))
+    }
+
+    /// Renamed directory, old record: writes the record. Otherwise the rename did not happen, or all of it did.
+    fn settle_rename(&self, from: &ImageName, to: &ImageName) -> Result<(), StoreError> {
+        match self.image(to) {
+            // The journal gives the record its new name as it is read; this writes it down.
+            Ok(_) => self.update_image(to, |record| record.name = to.clone()).map(drop),
+            Err(StoreError::NotFound { .. }) => Ok(()),
+            Err(error) => {
+                tracing::warn!(%from, %to, cause = %error, "a rename cannot be completed");
+                Ok(())
+            }
+        }
+    }
+
+    /// Recorded: the sealed head, if nobody has written to it since, gives way. Not recorded: the new delta's link goes, the head is what it was.
+    fn settle_commit(
+        &self,
+        id: &str,
+        name: &ImageName,
+        depth: usize,
+        head: FileIdentity,
+        lock: Option<&ImageLock>,
+    ) -> Result<(), StoreError> {
+        let _ours = match (lock, self.lock_if_there(name, lock.is_some())?) {
+            (None, None) => return Ok(()),
+            (_, ours) => ours,
+        };
+        let dir = self.image_dir(ImageId::of(name));
+        let record = self.image(name)?;
+        if record.chain.len() <= depth {
+            for index in record.chain.len()..=depth {
+                fs::unlink_if_there(&dir.join(image::delta_name(index)))?;
+            }
+            return Ok(());
+        }
+        let path = dir.join("head.delta");
+        let unchanged = std::fs::symlink_metadata(&path).is_ok_and(|meta| FileIdentity::of(&meta) == head);
+        if unchanged {
+            // Over the chain with the new delta the old head says the same once more, so that either order of the two is right.
+            let fresh = self.txn_dir(id).join("head.delta");
+            if record.head.is_none() {
+                fs::unlink_if_there(&path)?;
+            } else if fresh.try_exists().at("look for", &fresh)? {
+                fs::rename(&fresh, &path)?;
+            }
+            fs::sync_dir(&dir)?;
+        }
+        Ok(())
+    }
+
+    /// The lock of an image, `None` when there is no such image any more or the caller has it.
+    fn lock_if_there(&self, name: &ImageName, has_it: bool) -> Result<Option<ImageLock>, StoreError> {
+        if has_it {
+            return Ok(None);
+        }
+        match self.lock_image_raw(name) {
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+}

@@ -1,0 +1,450 @@
+use super::*;
+use crate::blockio::MemoryIo;
+use crate::format::head::Head;
+use crate::ids::{Digest, ImageName, InfoHash, Sha256};
+use crate::units::{Bytes, ChunkSize};
+use std::collections::BTreeMap;
+use std::fs::{File, read, write};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+mod concurrent;
+#[cfg(feature = "root-tests")]
+mod crash;
+#[cfg(feature = "root-tests")]
+mod full;
+mod hostile;
+
+pub fn name(text: &str) -> ImageName {
+    ImageName::new(text).unwrap()
+}
+
+pub fn empty_store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("s")).unwrap();
+    (dir, store)
+}
+
+/// Stands for a digest in tests: the store believes who puts an object.
+pub fn digest(n: u64) -> Digest {
+    Digest(Sha256::of(&n.to_le_bytes()).0)
+}
+
+pub fn description(n: u64, len: usize) -> Description {
+    Description {
+        version: Description::VERSION,
+        digest: digest(n),
+        len_bytes: Bytes(len as u64),
+        virtual_size_bytes: Bytes(1 << 20),
+        chunk_size_bytes: Bytes(4096),
+        parent: Digest::NONE,
+        stands_for: Digest::NONE,
+        file_system: "none".into(),
+        labels: BTreeMap::new(),
+        info_hash: None,
+        meta_sha256: None,
+        meta_len_bytes: Bytes(4),
+        meta_info_hash: None,
+        made_by: "test".into(),
+        created_unix_seconds: 1,
+    }
+}
+
+pub fn content(n: u64) -> Vec<u8> {
+    vec![n as u8; 8192]
+}
+
+pub fn put(txn: &Txn, n: u64) -> Result<(), StoreError> {
+    let path = txn.dir().join(format!("sealed-{n}"));
+    fs::write_synced(&path, &content(n), 0o600)?;
+    txn.commit_object(&path, &digest(n), b"meta", &description(n, 8192))
+}
+
+pub const HEAD: HeadRecord = HeadRecord {
+    smallest_size: Bytes(1 << 20),
+    chunk_size: Bytes(16384),
+};
+
+pub const FRESH: CloneHead = CloneHead::Fresh(ChunkSize::HEAD);
+
+pub fn is_empty_head(bytes: &[u8]) -> bool {
+    let head = Head::open_read_only(MemoryIo::new(bytes.to_vec())).unwrap();
+    head.exceptions().is_empty() && head.chunk_size() == ChunkSize::HEAD
+}
+
+/// An image over objects `chain`, with a head that has something.
+pub fn make(store: &Store, intent: Intent, chain: &[u64]) -> Result<Txn, StoreError> {
+    let (Intent::Create { name } | Intent::Import { name } | Intent::Pull { name }) = intent.clone() else {
+        panic!("{intent:?}")
+    };
+    let txn = store.begin(intent)?;
+    let _lock = txn.new_image()?;
+    for n in chain {
+        put(&txn, *n)?;
+    }
+    fs::write_synced(&txn.image_dir().join("head.delta"), b"written head", 0o600)?;
+    let mut record = ImageRecord::new(name, Bytes(1 << 20), "none");
+    record.chain = chain.iter().map(|n| digest(*n)).collect();
+    record.head = Some(HEAD);
+    txn.publish_image(&record)?;
+    Ok(txn)
+}
+
+pub fn image(store: &Store, text: &str, chain: &[u64]) {
+    make(store, Intent::Import { name: name(text) }, chain).unwrap().done().unwrap();
+}
+
+pub fn commit(store: &Store, text: &str, n: u64) -> Result<Txn, StoreError> {
+    let (_, txn) = store.begin_commit(&name(text))?;
+    put(&txn, n)?;
+    fs::write_synced(&txn.next_head_path(), b"next head", 0o600)?;
+    txn.finish_commit(&digest(n), Some(HEAD), HistoryEntry::now("commit", ""))?;
+    Ok(txn)
+}
+
+pub fn is_tidy(store: &Store) -> bool {
+    fs::list(&store.tmp_dir()).unwrap().is_empty() && fs::list(&store.journal_dir()).unwrap().is_empty()
+}
+
+pub fn links(store: &Store, n: u64) -> u64 {
+    store.object_paths(&digest(n)).delta.metadata().unwrap().nlink()
+}
+
+fn names(store: &Store) -> Vec<String> {
+    let listing = store.images().unwrap();
+    assert!(listing.unreadable.is_empty(), "{:?}", listing.unreadable);
+    listing.images.into_iter().map(|image| image.name.to_string()).collect()
+}
+
+#[test]
+fn the_layout_is_pinned() {
+    let (_dir, store) = empty_store();
+    let version = String::from_utf8(read(store.root().join("VERSION")).unwrap()).unwrap();
+    assert_eq!(version, format!("blockbt store 1\nid {}\n", store.id()));
+    assert_eq!(store.run_dir(), Path::new("/run/blockbt").join(store.id().to_string()));
+    image(&store, "web", &[1, 2]);
+    let id = &Sha256::of(b"web").to_string()[..32];
+    let dir = store.root().join("images").join(id);
+    let mut files: Vec<_> = fs::list(&dir).unwrap().into_iter().map(|n| n.into_string().unwrap()).collect();
+    files.sort();
+    assert_eq!(files, ["0000.delta", "0001.delta", "head.delta", "image.json", "lock"]);
+    let hex = digest(1).to_string();
+    let object = store.root().join("objects").join(&hex[..2]).join(format!("{hex}.delta"));
+    assert_eq!(object.metadata().unwrap().ino(), dir.join("0000.delta").metadata().unwrap().ino());
+    assert_eq!(object.metadata().unwrap().permissions().mode() & 0o7777, 0o400);
+    assert_eq!(links(&store, 1), 2);
+    assert_eq!(store.meta(&digest(1)).unwrap(), b"meta");
+    assert_eq!(store.description(&digest(1)).unwrap(), description(1, 8192));
+    assert!(is_tidy(&store));
+    assert!(store.problems().unwrap().is_empty());
+}
+
+#[test]
+fn image_json_is_pinned() {
+    let mut record = ImageRecord::new(name("web"), Bytes(1 << 30), "ext4");
+    record.head = Some(HEAD);
+    record.published = Some(Published {
+        manifest: Sha256([1; 32]),
+        info_hash: InfoHash([2; 20]),
+    });
+    record.history.push(HistoryEntry {
+        time_unix_seconds: 5,
+        verb: "create".into(),
+        detail: String::new(),
+    });
+    let want = format!(
+        concat!(
+            r#"{{"version":1,"name":"web","chain":[],"virtual_size_bytes":1073741824,"file_system":"ext4","#,
+            r#""head":{{"smallest_size_bytes":1048576,"chunk_size_bytes":16384}},"frozen":[],"#,
+            r#""history":[{{"time_unix_seconds":5,"verb":"create","detail":""}}],"#,
+            r#""published":{{"manifest":"{}","info_hash":"{}"}}}}"#
+        ),
+        "01".repeat(32),
+        "02".repeat(20)
+    );
+    assert_eq!(serde_json::to_string(&record).unwrap(), want);
+    assert_eq!(ImageRecord::parse(Path::new("x"), want.as_bytes()).unwrap(), record);
+    let later = want.replacen("\"chain\"", "\"added later\":true,\"chain\"", 1);
+    assert_eq!(ImageRecord::parse(Path::new("x"), later.as_bytes()).unwrap(), record);
+}
+
+#[test]
+fn a_clone_shares_the_sealed_deltas_and_has_a_head_of_its_own() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1, 2, 3]);
+    let (record, txn) = store.clone_image(&name("a"), &name("b/c"), FRESH).unwrap();
+    txn.done().unwrap();
+    assert_eq!(record, store.image(&name("b/c")).unwrap());
+    assert_eq!(record.chain, [digest(1), digest(2), digest(3)]);
+    assert_eq!(links(&store, 3), 3);
+    assert!(is_empty_head(&read(store.head_path(&name("b/c"))).unwrap()));
+    assert_eq!(record.head, Some(HEAD));
+    assert!(matches!(
+        store.clone_image(&name("a"), &name("b/c"), FRESH),
+        Err(StoreError::Exists { .. })
+    ));
+    assert!(matches!(
+        store.clone_image(&name("x"), &name("y"), FRESH),
+        Err(StoreError::NotFound { .. })
+    ));
+    assert_eq!(names(&store), ["a", "b/c"]);
+    assert!(is_tidy(&store));
+}
+
+#[test]
+fn an_attached_image_is_cloned_without_its_head_only() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1]);
+    let lock = store.lock_image(&name("a")).unwrap();
+    assert!(matches!(
+        store.clone_image(&name("a"), &name("b"), CloneHead::Copy),
+        Err(StoreError::InUse { .. })
+    ));
+    store.clone_image(&name("a"), &name("c"), FRESH).unwrap().1.done().unwrap();
+    drop(lock);
+    store
+        .clone_image(&name("a"), &name("b"), CloneHead::Copy)
+        .unwrap()
+        .1
+        .done()
+        .unwrap();
+    assert_eq!(read(store.head_path(&name("b"))).unwrap(), b"written head");
+    let inode = |n: &str| store.head_path(&name(n)).metadata().unwrap().ino();
+    assert_ne!(inode("a"), inode("b"), "a head has one name");
+}
+
+#[test]
+fn a_locked_image_is_left_alone() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1]);
+    let lock = store.lock_image(&name("a")).unwrap();
+    let child = lock.inheritable().unwrap();
+    drop(lock);
+    for result in [
+        store.lock_image(&name("a")).map(drop),
+        store.remove_image(&name("a")).map(drop),
+        store.rename_image(&name("a"), &name("b")).map(drop),
+        store.begin_commit(&name("a")).map(drop),
+    ] {
+        assert!(matches!(result, Err(StoreError::InUse { .. })), "{result:?}");
+    }
+    let mut sleeper = std::process::Command::new("sleep").arg("60").stdin(child).spawn().unwrap();
+    assert!(matches!(store.lock_image(&name("a")), Err(StoreError::InUse { .. })));
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    store.lock_image(&name("a")).unwrap();
+    assert!(is_tidy(&store));
+}
+
+#[test]
+fn a_new_image_is_locked_from_before_it_has_its_name() {
+    let (_dir, store) = empty_store();
+    let txn = store.begin(Intent::Create { name: name("a") }).unwrap();
+    let lock = txn.new_image().unwrap();
+    txn.publish_image(&ImageRecord::new(name("a"), Bytes(512), "none")).unwrap();
+    txn.done().unwrap();
+    assert!(matches!(store.lock_image(&name("a")), Err(StoreError::InUse { .. })));
+    drop(lock);
+    store.lock_image(&name("a")).unwrap();
+}
+
+#[test]
+fn a_rename_moves_the_name_and_nothing_else() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1]);
+    image(&store, "b", &[1]);
+    assert!(matches!(store.rename_image(&name("a"), &name("b")), Err(StoreError::Exists { .. })));
+    store.rename_image(&name("a"), &name("c")).unwrap().1.done().unwrap();
+    assert_eq!(names(&store), ["b", "c"]);
+    assert_eq!(read(store.head_path(&name("c"))).unwrap(), b"written head");
+    assert!(matches!(store.image(&name("a")), Err(StoreError::NotFound { .. })));
+}
+
+#[test]
+fn gc_takes_what_no_image_and_no_transaction_has() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1, 2]);
+    store.clone_image(&name("a"), &name("b"), FRESH).unwrap().1.done().unwrap();
+    let all = |_: &ObjectInfo| false;
+    assert_eq!(store.gc(false, &all).unwrap(), GcReport::default());
+    store.remove_image(&name("a")).unwrap().done().unwrap();
+    assert_eq!(store.gc(false, &all).unwrap(), GcReport::default());
+    store.remove_image(&name("b")).unwrap().done().unwrap();
+
+    let holder = store.begin(Intent::Pull { name: name("c") }).unwrap();
+    holder.hold(&digest(2)).unwrap();
+    assert!(matches!(holder.hold(&digest(9)), Err(StoreError::NoObject { .. })));
+    assert_eq!(store.gc(true, &|_| true).unwrap(), GcReport::default());
+    let dry = store.gc(true, &all).unwrap();
+    assert_eq!(
+        dry.removed.iter().map(|r| r.kind).collect::<Vec<_>>(),
+        [ObjectKind::Delta(digest(1))]
+    );
+    assert!(dry.freed >= Bytes(8192), "{dry:?}");
+    assert!(store.has_object(&digest(1)));
+    assert_eq!(store.gc(false, &all).unwrap(), dry);
+    assert!(!store.has_object(&digest(1)) && store.has_object(&digest(2)));
+    holder.done().unwrap();
+    store.gc(false, &all).unwrap();
+    assert_eq!(store.object_files().unwrap(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn gc_keeps_published_manifests_and_collects_orphans() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1]);
+    let txn = store.begin(Intent::Publish { name: name("a") }).unwrap();
+    let kept = txn.commit_manifest(b"kept").unwrap();
+    let lost = txn.commit_manifest(b"lost").unwrap();
+    let published = Published {
+        manifest: kept,
+        info_hash: InfoHash([7; 20]),
+    };
+    store.update_image(&name("a"), |record| record.published = Some(published)).unwrap();
+    assert!(
+        store.gc(false, &|_| false).unwrap().removed.is_empty(),
+        "the transaction holds both"
+    );
+    txn.done().unwrap();
+    let shelf = store.object_paths(&digest(1)).delta.parent().unwrap().to_path_buf();
+    let orphan = shelf.join(format!("{}.meta", digest(5)));
+    let arriving = shelf.join(format!("{}.meta", digest(6)));
+    write(store.incoming_dir().join(format!("{}.part", digest(6))), b"").unwrap();
+    let unknown = shelf.join("README");
+    for path in [&orphan, &arriving, &unknown] {
+        write(path, b"x").unwrap();
+    }
+    let report = store.gc(false, &|_| false).unwrap();
+    assert_eq!(
+        report.removed.iter().map(|r| r.kind).collect::<Vec<_>>(),
+        [ObjectKind::Manifest(lost)]
+    );
+    assert_eq!(report.orphans, [orphan]);
+    assert!(arriving.exists() && unknown.exists());
+    assert_eq!(store.manifest(&kept).unwrap(), b"kept");
+    assert!(matches!(&store.problems().unwrap()[..], [Problem::Strange { path }] if *path == unknown));
+}
+
+#[test]
+fn gc_keeps_what_an_image_only_names() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1]);
+    let link = store.delta_path(&name("a"), 0);
+    std::fs::remove_file(&link).unwrap();
+    fs::copy(&store.object_paths(&digest(1)).delta, &link, 0o400).unwrap();
+    assert_eq!(links(&store, 1), 1);
+    assert_eq!(store.gc(false, &|_| false).unwrap(), GcReport::default());
+    assert!(store.problems().unwrap().is_empty(), "a copy is allowed");
+}
+
+#[test]
+fn an_object_that_is_there_already_stays_as_it_is() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1]);
+    let before = store.object_paths(&digest(1)).delta.metadata().unwrap().ino();
+    let txn = store.begin(Intent::Pull { name: name("b") }).unwrap();
+    put(&txn, 1).unwrap();
+    assert_eq!(store.object_paths(&digest(1)).delta.metadata().unwrap().ino(), before);
+    assert_eq!(links(&store, 1), 3, "held");
+    let short = txn.dir().join("short");
+    write(&short, b"short").unwrap();
+    let error = txn.commit_object(&short, &digest(1), b"meta", &description(1, 5)).unwrap_err();
+    assert!(matches!(error, StoreError::ObjectDiffers { .. }), "{error}");
+}
+
+#[test]
+fn a_commit_puts_the_head_on_top_of_the_chain() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1]);
+    commit(&store, "a", 2).unwrap().done().unwrap();
+    assert_eq!(store.image(&name("a")).unwrap().chain, [digest(1), digest(2)]);
+    assert_eq!(read(store.head_path(&name("a"))).unwrap(), b"next head");
+    let (_, txn) = store.begin_commit(&name("a")).unwrap();
+    put(&txn, 3).unwrap();
+    txn.finish_commit(&digest(3), None, HistoryEntry::now("commit", "")).unwrap();
+    txn.done().unwrap();
+    assert!(!store.head_path(&name("a")).exists());
+    assert!(matches!(store.begin_commit(&name("a")), Err(StoreError::NoHead { .. })));
+    assert!(store.problems().unwrap().is_empty());
+}
+
+#[test]
+fn a_transaction_that_is_dropped_leaves_nothing() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1]);
+    let (_, txn) = store.begin_commit(&name("a")).unwrap();
+    put(&txn, 2).unwrap();
+    drop(txn);
+    drop(store.begin(Intent::Create { name: name("x") }).unwrap());
+    assert!(is_tidy(&store));
+    assert!(store.index_marker().exists());
+    assert_eq!(store.image(&name("a")).unwrap().chain, [digest(1)]);
+    assert_eq!(store.gc(false, &|_| false).unwrap().removed.len(), 1);
+}
+
+#[test]
+fn a_clone_of_twenty_deltas_takes_milliseconds() {
+    let (_dir, store) = empty_store();
+    let chain: Vec<u64> = (0..20).collect();
+    image(&store, "a", &chain);
+    let mut times: Vec<_> = (0..9)
+        .map(|n| {
+            let start = std::time::Instant::now();
+            store
+                .clone_image(&name("a"), &name(&format!("c{n}")), FRESH)
+                .unwrap()
+                .1
+                .done()
+                .unwrap();
+            start.elapsed()
+        })
+        .collect();
+    times.sort();
+    eprintln!("clone of 20 deltas, median of nine: {:?}", times[4]);
+    assert!(times[0].as_millis() < 100, "{times:?}");
+}
+
+#[test]
+fn every_stop_point_in_the_source_is_in_the_list_and_the_other_way_round() {
+    let mut steps = Vec::new();
+    let mut points = Vec::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::list(&folder).unwrap() {
+            let path = folder.join(entry);
+            if path.is_dir() {
+                folders.push(path);
+            } else if !path
+                .components()
+                .any(|part| part.as_os_str().to_string_lossy().starts_with("tests"))
+            {
+                let text = std::fs::read_to_string(&path).unwrap();
+                points.extend(literals(&text, "stop::point(\""));
+                steps.extend(literals(&text, "stop::step(self.verb(), \"").chain(literals(&text, "stop::step(txn.verb(), \"")));
+            }
+        }
+    }
+    for point in &points {
+        assert!(stop::STOP_POINTS.contains(&point.as_str()), "{point} is not in the list");
+    }
+    for step in &steps {
+        assert!(
+            stop::STOP_POINTS.iter().any(|listed| listed.split_once('.').unwrap().1 == step),
+            "no verb has {step} in the list"
+        );
+    }
+    for listed in stop::STOP_POINTS {
+        let step = listed.split_once('.').unwrap().1;
+        assert!(
+            points.iter().any(|p| p == listed) || steps.iter().any(|s| s == step),
+            "{listed} is nowhere in the source"
+        );
+    }
+}
+
+fn literals<'a>(text: &'a str, call: &'a str) -> impl Iterator<Item = String> + 'a {
+    text.match_indices(call).map(move |(at, _)| {
+        let rest = &text[at + call.len()..];
+        rest[..rest.find('"').unwrap()].to_string()
+    })
+}

@@ -1,0 +1,244 @@
+//! Work in progress: a folder of its own, a line in the journal, and a lock that dies with the process.
+//!
+//! Refuses to know how work is finished; see `recover`. Invariant: from before its first change until after its last, a transaction has a journal
+//! entry on disk and holds the lock of `tmp/<id>/owner`; an entry whose lock is free is a dead process's.
+
+use super::error::StoreError;
+use super::lock::{ImageLock, Moment};
+use super::{Store, fs, stop};
+use crate::ids::ImageName;
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+const ENTRY_VERSION: u64 = 1;
+const MAX_ENTRY: u64 = 1 << 20;
+
+/// What a transaction is about to do, with all that its recovery needs to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "lowercase")]
+pub enum Intent {
+    Create {
+        name: ImageName,
+    },
+    Import {
+        name: ImageName,
+    },
+    Clone {
+        from: ImageName,
+        name: ImageName,
+    },
+    Pull {
+        name: ImageName,
+    },
+    Publish {
+        name: ImageName,
+    },
+    /// Made by [`Store::begin_commit`]: the chain's length before, and the head that is being sealed.
+    Commit {
+        name: ImageName,
+        depth: usize,
+        head: FileIdentity,
+    },
+    Rename {
+        from: ImageName,
+        to: ImageName,
+    },
+    Rm {
+        name: ImageName,
+    },
+}
+
+/// Tells whether a file is still the one it was: nobody has written to it or replaced it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileIdentity {
+    inode: u64,
+    len_bytes: u64,
+    mtime_seconds: i64,
+    mtime_nanoseconds: i64,
+}
+
+/// One file of `journal/`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    version: u64,
+    /// For people only: a process number says nothing after a restart.
+    pid: u32,
+    intent: Intent,
+}
+
+#[derive(Deserialize)]
+struct VersionOnly {
+    version: u64,
+}
+
+/// A transaction. Dropped without [`Txn::done`] it is settled at once as a dead process's would be: undone, or completed where it was past its
+/// one decisive rename, and the catalogue is marked as stale.
+#[derive(Debug)]
+#[must_use]
+pub struct Txn {
+    store: Store,
+    id: String,
+    intent: Intent,
+    _owner: Moment,
+    lock: Option<ImageLock>,
+    finished: bool,
+}
+
+impl Intent {
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Intent::Create { .. } => "create",
+            Intent::Import { .. } => "import",
+            Intent::Clone { .. } => "clone",
+            Intent::Pull { .. } => "pull",
+            Intent::Publish { .. } => "publish",
+            Intent::Commit { .. } => "commit",
+            Intent::Rename { .. } => "rename",
+            Intent::Rm { .. } => "rm",
+        }
+    }
+}
+
+impl FileIdentity {
+    pub(super) fn of(meta: &std::fs::Metadata) -> FileIdentity {
+        FileIdentity {
+            inode: meta.ino(),
+            len_bytes: meta.len(),
+            mtime_seconds: meta.mtime(),
+            mtime_nanoseconds: meta.mtime_nsec(),
+        }
+    }
+}
+
+impl Store {
+    /// Starts work: after this a crash leaves nothing that the next start does not tidy up.
+    pub fn begin(&self, intent: Intent) -> Result<Txn, StoreError> {
+        self.begin_with(intent, None)
+    }
+
+    pub(super) fn begin_with(&self, intent: Intent, lock: Option<ImageLock>) -> Result<Txn, StoreError> {
+        // A sweep sees a folder without a locked owner as a dead one's: none can run while there is such a moment.
+        let shared = self.share()?;
+        let id = hex::encode(fs::random::<8>());
+        let dir = self.txn_dir(&id);
+        fs::make_dir(&dir)?;
+        let path = dir.join("owner");
+        let locked = fs::open_lock(&path).and_then(|owner| fs::wait_lock(&owner, FlockOperation::LockExclusive, &path).map(|()| owner));
+        let owner = match locked {
+            Ok(owner) => owner,
+            Err(error) => {
+                fs::remove_tree(&dir, "owner")?;
+                return Err(error);
+            }
+        };
+        let txn = Txn {
+            store: self.clone(),
+            id,
+            intent,
+            _owner: Moment(owner),
+            lock,
+            finished: false,
+        };
+        let entry = Entry {
+            version: ENTRY_VERSION,
+            pid: std::process::id(),
+            intent: txn.intent.clone(),
+        };
+        let bytes = serde_json::to_vec(&entry).expect("an entry has only JSON's own types");
+        match fs::replace(&self.entry_path(&txn.id), &dir.join("entry"), &bytes, 0o600) {
+            // Who makes room must not need any. A folder without an entry is swept, which is all that this entry would ask for.
+            Err(error) if error.is_full() && matches!(txn.intent, Intent::Rm { .. }) => {
+                tracing::warn!(cause = %error, "no journal entry on a full disk");
+                self.mark_index_stale()?;
+            }
+            other => other?,
+        }
+        drop(shared);
+        stop::step(txn.verb(), "journal");
+        Ok(txn)
+    }
+
+    pub(super) fn txn_dir(&self, id: &str) -> PathBuf {
+        self.tmp_dir().join(id)
+    }
+
+    pub(super) fn entry_path(&self, id: &str) -> PathBuf {
+        self.journal_dir().join(format!("{id}.json"))
+    }
+
+    /// The intent of a journal entry; `None` when it has none, or no longer.
+    pub(super) fn read_entry(&self, id: &str) -> Result<Option<Intent>, StoreError> {
+        let path = self.entry_path(id);
+        let bytes = match fs::read_bounded(&path, MAX_ENTRY) {
+            Err(error) if error.is_missing() => return Ok(None),
+            other => other?,
+        };
+        let json = |source| StoreError::Json {
+            path: path.clone(),
+            source,
+        };
+        let VersionOnly { version } = serde_json::from_slice(&bytes).map_err(json)?;
+        if version != ENTRY_VERSION {
+            return Err(StoreError::Newer {
+                path,
+                found: version,
+                known: ENTRY_VERSION,
+            });
+        }
+        let entry: Entry = serde_json::from_slice(&bytes).map_err(json)?;
+        Ok(Some(entry.intent))
+    }
+
+    /// All intents in the journal, of the living and the dead.
+    pub(super) fn journal_intents(&self) -> Result<Vec<Intent>, StoreError> {
+        let names = fs::list(&self.journal_dir())?;
+        let ids = names.iter().filter_map(|name| name.to_str()?.strip_suffix(".json"));
+        Ok(ids.filter_map(|id| self.read_entry(id).ok().flatten()).collect())
+    }
+}
+
+impl Txn {
+    /// A folder on the store's file system for what is not ready yet; it goes with the transaction.
+    pub fn dir(&self) -> PathBuf {
+        self.store.txn_dir(&self.id)
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub fn intent(&self) -> &Intent {
+        &self.intent
+    }
+
+    /// The lock of the image that this transaction changes.
+    pub fn image_lock(&self) -> Option<&ImageLock> {
+        self.lock.as_ref()
+    }
+
+    pub(super) fn verb(&self) -> &'static str {
+        self.intent.verb()
+    }
+
+    /// The work is whole, and the catalogue knows: forgets it. A crash between the two is why the catalogue comes first.
+    pub fn done(mut self) -> Result<(), StoreError> {
+        stop::step(self.verb(), "done");
+        fs::unlink_if_there(&self.store.entry_path(&self.id))?;
+        fs::remove_tree(&self.dir(), "owner")?;
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for Txn {
+    fn drop(&mut self) {
+        if !self.finished
+            && let Err(error) = self.store.settle(&self.id, self.lock.as_ref())
+        {
+            let left: &Path = &self.dir();
+            tracing::warn!(left = %left.display(), cause = %error, "unfinished work is left to the next start");
+        }
+    }
+}

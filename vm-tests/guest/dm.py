@@ -1,0 +1,53 @@
+"""Loops and device-mapper from text tables, by losetup and dmsetup. Knows the delta's header and nothing else of blockbt."""
+
+import os
+import struct
+import subprocess
+
+
+def run(*words, stdin=None):
+    done = subprocess.run(words, input=stdin, text=True, capture_output=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}: status {done.returncode}: {done.stderr.strip()}\n{stdin or ''}")
+    return done.stdout.strip()
+
+
+def loop(path, read_only):
+    return run("losetup", "--find", "--show", *(["--read-only"] if read_only else []), path)
+
+
+def create(name, table, read_only):
+    run("dmsetup", "create", name, "--noudevrules", "--noudevsync", *(["--readonly"] if read_only else []), stdin=table)
+    run("dmsetup", "mknodes", name)
+    return f"/dev/mapper/{name}"
+
+
+def remove(name):
+    run("dmsetup", "remove", "--noudevrules", "--noudevsync", name)
+
+
+def sectors(device):
+    return int(run("blockdev", "--getsz", device))
+
+
+def chunk_sectors(path):
+    """The chunk size that the delta's own header states."""
+    with open(path, "rb") as file:
+        magic, valid, version, chunk = struct.unpack("<4sIII", file.read(16))
+    if (magic, valid, version) != (b"SnAp", 1, 1):
+        raise SystemExit(f"{path}: not a valid delta: {magic} valid {valid} version {version}")
+    return chunk
+
+
+def stack(deltas, prefix="blockbt-test"):
+    """Read-only snapshots over a zero device; `deltas` is [(path, virtual size in bytes)], oldest first. Returns the top device."""
+    below = create(f"{prefix}-zero", f"0 {deltas[0][1] // 512} zero\n", True)
+    for number, (path, size) in enumerate(deltas):
+        wanted, there = size // 512, sectors(below)
+        if there < wanted:
+            below = create(f"{prefix}-{number}-pad", f"0 {there} linear {below} 0\n{there} {wanted - there} zero\n", True)
+        device = loop(path, True)
+        if os.stat(path).st_size % 512 or sectors(device) * 512 != os.stat(path).st_size:
+            raise SystemExit(f"{path}: the loop shows {sectors(device)} sectors")
+        below = create(f"{prefix}-{number}", f"0 {wanted} snapshot {below} {device} P {chunk_sectors(path)}\n", True)
+    return below

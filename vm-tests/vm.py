@@ -1,0 +1,80 @@
+"""A user-mode Linux guest: one kernel, one script, one window directory, a time limit.
+
+Ends only what it started: the guest's processes are a process group of their own."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+class Vm:
+    def __init__(self, window, script, memory="1G"):
+        self.window, self.log = window, os.path.join(window, "console.log")
+        self.uml = os.path.join(window, "uml")
+        os.makedirs(self.uml, exist_ok=True)
+        for old in ("result", "guest.log"):
+            if os.path.exists(os.path.join(window, old)):
+                os.unlink(os.path.join(window, old))
+        cpu = max(os.sched_getaffinity(0))
+        words = ["taskset", "--cpu-list", str(cpu), "linux.uml", f"mem={memory}", "rootfstype=hostfs", "ro", "rootflags=/"]
+        words += [f"init={HERE}/guest/init.sh", "con=null", "con0=fd:0,fd:1", "quiet", "umid=vm", f"uml_dir={self.uml}/"]
+        words += [f"bbt_window={window}", f"bbt_script={HERE}/guest/{script}"]
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+    def kill(self):
+        """A power cut. Safe to call twice."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+        shutil.rmtree(self.uml, ignore_errors=True)
+
+    def wait_for(self, name, seconds):
+        """Waits until the guest has made the file `name` in the window; returns its text."""
+        path, end = os.path.join(self.window, name), time.monotonic() + seconds
+        while not os.path.exists(path):
+            if self.process.poll() is not None:
+                raise Failure(f"the guest ended without {name}", self.window)
+            if time.monotonic() > end:
+                raise Failure(f"no {name} after {seconds} s", self.window)
+            time.sleep(0.05)
+        return open(path).read()
+
+    def finish(self, seconds):
+        """Waits for the guest to switch itself off, and for its good result."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise Failure(f"still running after {seconds} s", self.window) from None
+        finally:
+            self.kill()
+        result = os.path.join(self.window, "result")
+        said = open(result).read().strip() if os.path.exists(result) else "no result: the kernel did not reach the script's end"
+        if said != "ok":
+            raise Failure(said, self.window)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+
+
+class Failure(Exception):
+    def __init__(self, said, window):
+        self.said, self.window = said, window
+        super().__init__(said)
+
+    def tail(self):
+        lines = []
+        for name in ("console.log", "guest.log"):
+            path = os.path.join(self.window, name)
+            if os.path.exists(path):
+                lines += [f"    {name}: {line.rstrip()}" for line in open(path, errors="replace").readlines()[-8:]]
+        return "\n".join(lines)
