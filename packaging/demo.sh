@@ -218,7 +218,7 @@ step "Mount web, unpack $(basename "$deb" .deb | cut -d_ -f1) into it, delete so
 mkdir -p "$demo/work/a" "$demo/work/b"
 shown a mount web "$demo/work/a"
 dpkg-deb -x "$deb" "$demo/work/a" 9<&-
-gone=$(find "$demo/work/a/usr/share/doc" "$demo/work/a/usr/share/locale" -type f 2>/dev/null | head -n 50 | tee "$demo/work/gone" | wc -l)
+gone=$(find "$demo/work/a/usr/share/doc" "$demo/work/a/usr/share/locale" -type f 2>/dev/null | sed -n 1,50p | tee "$demo/work/gone" | wc -l)
 xargs -d '\n' rm -- <"$demo/work/gone"
 note "$(dpkg-deb -c "$deb" | wc -l) entries unpacked, $gone files deleted"
 shown a umount web
@@ -288,7 +288,7 @@ step "What it took"
 sent=$(json 'sum(p["sent_bytes"] for o in r["objects"] for p in o["peers"])' <"$demo/work/peers-a.json")
 received=$(json 'sum(p["received_bytes"] for o in r["objects"] for p in o["peers"])' <"$demo/work/peers-b.json")
 found=$(json '", ".join(sorted({p["found_by"] for o in r["objects"] for p in o["peers"]})) or "dht"' <"$demo/work/peers-b.json")
-sum=$(ctl a list --json | json 'sum(i["stored_bytes"] for i in r["images"])')
+sum=$(ctl a list --json | /usr/bin/python3 -c 'import json, sys; print(sum(json.loads(line)["stored_bytes"] for line in sys.stdin))')
 disk=$(space_of "$state/a/store/objects" "$state/a/store/images")
 deltas=$(ctl a info web --json | json '" + ".join(str(d["stored_bytes"]) for d in r["chain"])')
 note "deltas of web      $(for bytes in ${deltas//+/}; do printf '%s ' "$(size "$bytes")"; done)"
