@@ -2,7 +2,8 @@
 
 use super::rig::{Rig, Said, noise, run, text};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const MIB: u64 = 1 << 20;
 
@@ -14,8 +15,10 @@ impl Filler {
         let filler = Filler(rig.root().with_file_name("filler"));
         filler.give_back();
         let free = free(rig);
-        if free > mib * MIB {
-            run("fallocate", &["-l", &(free - mib * MIB).to_string(), text(&filler.0)]);
+        let mut size = free.saturating_sub(mib * MIB);
+        // A file system needs something for itself, too.
+        while size > 0 && !take(&filler.0, size) {
+            size = size.saturating_sub(64 << 10);
         }
         filler
     }
@@ -23,6 +26,14 @@ impl Filler {
     fn give_back(&self) {
         let _ = fs::remove_file(&self.0);
     }
+}
+
+fn take(path: &Path, size: u64) -> bool {
+    let taken = Command::new("fallocate").args(["-l", &size.to_string(), text(path)]).output().unwrap();
+    if !taken.status.success() {
+        fs::remove_file(path).unwrap();
+    }
+    taken.status.success()
 }
 
 fn free(rig: &Rig) -> u64 {
