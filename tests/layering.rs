@@ -30,7 +30,8 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("front", &["service"]),
-    ("bin", &["front", "service"]),
+    // attach: the FUSE server is a hidden subcommand of blockbtd, and a process without service.
+    ("bin", &["front", "service", "attach"]),
 ];
 
 /// An outside library (by the name it has in paths) and the only places that may name it.
@@ -39,11 +40,12 @@ const HOMES: &[(&str, &[&str])] = &[
     ("librqbit", &["swarm"]),
     ("librqbit_core", &["swarm"]),
     ("mainline", &["swarm"]),
-    ("clap", &["front/cli", "front/config", "bin"]),
+    ("clap", &["front/cli", "front/config", "front/daemon", "bin"]),
     ("clap_complete", &["front/cli"]),
     ("clap_mangen", &["front/cli"]),
     ("indicatif", &["front/cli"]),
-    ("anyhow", &["front/cli", "bin"]),
+    // librqbit's storage trait speaks it.
+    ("anyhow", &["front/cli", "bin", "swarm/storage"]),
     ("fuser", &["fuse"]),
     ("loopdev_3", &["sys", "kernel"]),
     ("axum", &["swarm", "front"]),

@@ -8,7 +8,7 @@ mod tool;
 mod verbs;
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// How often everything is measured.
@@ -96,7 +96,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn shown(path: &PathBuf) -> String {
+fn shown(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(here).unwrap_or(path).display().to_string()
 }
