@@ -218,7 +218,7 @@ step "Mount web, unpack $(basename "$deb" .deb | cut -d_ -f1) into it, delete so
 mkdir -p "$demo/work/a" "$demo/work/b"
 shown a mount web "$demo/work/a"
 dpkg-deb -x "$deb" "$demo/work/a" 9<&-
-gone=$(find "$demo/work/a/usr/share/doc" "$demo/work/a/usr/share/locale" -type f 2>/dev/null | head -n 50 | tee "$demo/work/gone" | wc -l)
+gone=$(find "$demo/work/a/usr/share/doc" "$demo/work/a/usr/share/locale" -type f 2>/dev/null | sed -n 1,50p | tee "$demo/work/gone" | wc -l)
 xargs -d '\n' rm -- <"$demo/work/gone"
 note "$(dpkg-deb -c "$deb" | wc -l) entries unpacked, $gone files deleted"
 shown a umount web

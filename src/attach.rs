@@ -25,12 +25,16 @@ pub use survey::{AttachState, Condition, states, sweep};
 
 use crate::ids::{ImageId, ImageName};
 use crate::kernel::{loops, mounts};
-use crate::store::{ImageLock, ImageRecord, Store};
+use crate::store::{ImageLock, ImageRecord, Store, StoreError};
 use place::{Place, RootIdentity, RunLock};
 use run::Target;
 use seen::{LoopSeen, Seen};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// For a lock that nobody holds any more, see `lock_image`.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How to attach.
 #[derive(Debug, Clone, Default)]
@@ -207,7 +211,7 @@ fn attach_in(
             _owner: None,
         });
     }
-    let lock = store.lock_image(name)?;
+    let lock = lock_image(store, name)?;
     // Under the lock it cannot change any more.
     let record = store.image(name)?;
     if !record.frozen.is_empty() {
@@ -240,6 +244,18 @@ fn attach_in(
         read_only,
         _owner: None,
     })
+}
+
+/// A child that another thread of ours, or of a daemon, is just starting has a copy of every descriptor until it becomes its program. So a lock
+/// that was let go can be held for moments longer.
+fn lock_image(store: &Store, name: &ImageName) -> Result<ImageLock, StoreError> {
+    let start = Instant::now();
+    loop {
+        match store.lock_image(name) {
+            Err(StoreError::InUse { .. }) if start.elapsed() < LOCK_PATIENCE => std::thread::sleep(Duration::from_millis(2)),
+            other => return other,
+        }
+    }
 }
 
 fn go(steps: &[Step], place: &Place, target: &mut Target) -> Result<PathBuf, AttachError> {

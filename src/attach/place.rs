@@ -85,9 +85,11 @@ impl Place {
             path: self.run_dir.clone(),
             source,
         };
-        let file = self.open_lock().map_err(io)?;
         let start = Instant::now();
-        while !try_lock(&file).map_err(io)? {
+        loop {
+            if let Some(lock) = self.try_lock().map_err(io)? {
+                return Ok(lock);
+            }
             if start.elapsed() > PATIENCE {
                 return Err(AttachError::Busy {
                     image: name.to_string(),
@@ -96,28 +98,31 @@ impl Place {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        Ok(RunLock { _file: file })
     }
 
     /// `None` while another verb works on the image.
     pub fn try_lock(&self) -> io::Result<Option<RunLock>> {
-        let file = self.open_lock()?;
-        Ok(try_lock(&file)?.then_some(RunLock { _file: file }))
-    }
-
-    fn open_lock(&self) -> io::Result<File> {
+        let path = self.run_dir.join(format!("{}.lock", self.image));
         DirBuilder::new().recursive(true).mode(0o700).create(&self.run_dir)?;
-        open_lock(&self.run_dir.join(format!("{}.lock", self.image)))
+        let file = open_lock(&path)?;
+        if !try_lock(&file)? {
+            return Ok(None);
+        }
+        let ours = file.metadata()?;
+        let is_at_path = fs::metadata(&path).is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()));
+        Ok(is_at_path.then(|| RunLock {
+            _file: file,
+            path,
+            place: self.dir(),
+        }))
     }
 
     /// Says that this process is the only one that wants the image attached.
     pub fn own(&self) -> io::Result<File> {
         let file = open_lock(&self.dir().join(OWNER_FILE))?;
-        if try_lock(&file)? {
-            Ok(file)
-        } else {
-            Err(io::ErrorKind::ResourceBusy.into())
-        }
+        // Who asks whether there is an owner takes the lock for a moment, and nobody else does.
+        rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+        Ok(file)
     }
 
     /// Whether the one who wanted it attached is dead, so that nobody will ever take it away.
@@ -159,10 +164,20 @@ impl Place {
     }
 }
 
-/// Held while a verb changes what is attached. Never removed from the file system: a removed lock file locks nobody out.
+/// Held while a verb changes what is attached. Its file goes with it when nothing stays attached; who waited for that file sees that it is gone.
 #[derive(Debug)]
 pub struct RunLock {
     _file: File,
+    path: PathBuf,
+    place: PathBuf,
+}
+
+impl Drop for RunLock {
+    fn drop(&mut self) {
+        if !self.place.exists() {
+            let _still_there = fs::remove_file(&self.path);
+        }
+    }
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {

@@ -100,7 +100,7 @@ fn start(place: &Path) -> Result<Started, ServerError> {
         .truncate(false)
         .open(&lock_path);
     let lock = lock.map_err(|e| io("open", &lock_path, e))?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|e| io("lock", &lock_path, e.into()))?;
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(|e| io("lock", &lock_path, e.into()))?;
     let path = place.join(DISK_FILE);
     let bytes = fs::read(&path).map_err(|e| io("read", &path, e))?;
     let files: DiskFiles = serde_json::from_slice(&bytes).map_err(|source| ServerError::Json { path, source })?;

@@ -75,11 +75,9 @@ impl Backend for Stores {
 }
 
 impl Engine {
-    /// Opens the store, and takes away what dead processes left in it and in the kernel.
+    /// Opens the store; makes one where there is none.
     pub fn open(settings: &Settings, role: Role) -> Result<Engine, ServiceError> {
         let store = Store::open(&settings.root)?;
-        super::draft::sweep(&store)?;
-        attach::sweep(&store)?;
         let index = match role {
             Role::Daemon => Some(Catalog::open(&store)?),
             Role::Command => None,
@@ -94,6 +92,15 @@ impl Engine {
             index,
             swarm: RwLock::new(swarm),
         })
+    }
+
+    /// Takes away what dead processes left in the store and in the kernel. Costs a few listings when nobody died.
+    fn tidy(&self) -> Result<(), ServiceError> {
+        self.store.recover()?;
+        // After the store: a draft whose transaction is gone is nobody's.
+        super::draft::sweep(&self.store)?;
+        attach::sweep(&self.store)?;
+        Ok(())
     }
 
     /// The daemon's swarm.
@@ -147,6 +154,7 @@ impl Engine {
 
 impl Handler for Engine {
     fn handle(&self, request: Request, progress: &dyn Progress) -> Result<Reply, ServiceError> {
+        self.tidy()?;
         Ok(match request {
             Request::Create(ask) => Reply::Create(self.create(ask, progress)?),
             Request::Import(ask) => Reply::Import(self.import(ask, progress)?),

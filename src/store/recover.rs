@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Store {
     /// Settles what dead processes left. Costs two listings when nobody died.
-    pub(super) fn recover(&self) -> Result<(), StoreError> {
+    pub fn recover(&self) -> Result<(), StoreError> {
         if !self.unfinished()?.iter().any(|id| self.seems_dead(id)) {
             return Ok(());
         }

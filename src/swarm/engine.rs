@@ -59,6 +59,7 @@ pub enum State {
 pub struct Status {
     pub state: State,
     pub finished: bool,
+    pub len: u64,
     pub have_bytes: u64,
     pub uploaded: u64,
     pub fetched: u64,
@@ -152,6 +153,17 @@ impl Engine {
         }
     }
 
+    /// Every torrent, also those that are checked or fetched.
+    pub fn torrents(&self) -> Vec<Torrent> {
+        self.session.with_torrents(|torrents| {
+            let ours = torrents.map(|(_, handle)| Torrent {
+                handle: handle.clone(),
+                info_hash: InfoHash(handle.info_hash().0),
+            });
+            ours.collect()
+        })
+    }
+
     /// Forgets a torrent; its file stays.
     pub async fn remove(&self, info_hash: InfoHash) {
         if let Err(error) = self.session.delete(id(info_hash), false).await {
@@ -175,6 +187,14 @@ pub struct Torrent {
 }
 
 impl Torrent {
+    pub fn info_hash(&self) -> InfoHash {
+        self.info_hash
+    }
+
+    pub fn name(&self) -> String {
+        self.handle.name().unwrap_or_default()
+    }
+
     pub fn status(&self) -> Status {
         let stats = self.handle.stats();
         let state = match stats.state {
@@ -190,6 +210,7 @@ impl Torrent {
         Status {
             state,
             finished: stats.finished,
+            len: stats.total_bytes,
             have_bytes: stats.progress_bytes,
             uploaded: stats.uploaded_bytes,
             fetched: stats.live.map_or(0, |live| live.snapshot.fetched_bytes),

@@ -41,8 +41,6 @@ struct Claim {
 #[derive(Clone)]
 struct Ready {
     torrent: Torrent,
-    name: String,
-    len: Bytes,
     seed: Option<Arc<SeedFile>>,
 }
 
@@ -193,12 +191,7 @@ impl Host {
         }
         file.damage().map_or(Ok(()), |damage| Err(damaged(damage)))?;
         self.engine.resume(&torrent).await?;
-        Ok(Ready {
-            torrent,
-            name: info.name.clone(),
-            len: info.len,
-            seed: Some(file),
-        })
+        Ok(Ready { torrent, seed: Some(file) })
     }
 
     fn tools<'a>(&'a self, watcher: &'a dyn Watcher) -> Tools<'a> {
@@ -233,8 +226,6 @@ impl Host {
             item.info_hash,
             Ready {
                 torrent: arrived.torrent,
-                name: info.name.clone(),
-                len: info.len,
                 seed: None,
             },
         );
@@ -276,26 +267,14 @@ impl Host {
     }
 
     pub fn peers(&self) -> Vec<TorrentPeers> {
-        let ready: Vec<(InfoHash, Ready)> = self.with(|torrents| {
-            torrents
-                .iter()
-                .filter_map(|(hash, claim)| Some((*hash, claim.ready.clone()?)))
-                .collect()
-        });
-        let mut all: Vec<TorrentPeers> = ready
-            .into_iter()
-            .map(|(info_hash, ready)| self.peers_of(info_hash, &ready))
-            .collect();
+        let mut all: Vec<TorrentPeers> = self.engine.torrents().iter().map(|torrent| self.peers_of(torrent)).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
 
-    fn peers_of(&self, info_hash: InfoHash, ready: &Ready) -> TorrentPeers {
-        let counts = ready
-            .torrent
-            .peers()
-            .into_iter()
-            .filter(|peer| peer.live || peer.down > 0 || peer.up > 0);
+    fn peers_of(&self, torrent: &Torrent) -> TorrentPeers {
+        let info_hash = torrent.info_hash();
+        let counts = torrent.peers().into_iter().filter(|peer| peer.live || peer.down > 0 || peer.up > 0);
         let mut peers: Vec<Peer> = counts
             .map(|peer| Peer {
                 addr: peer.addr,
@@ -307,11 +286,11 @@ impl Host {
             })
             .collect();
         peers.sort_by_key(|peer| peer.addr);
-        let status = ready.torrent.status();
+        let status = torrent.status();
         TorrentPeers {
             info_hash,
-            name: ready.name.clone(),
-            len_bytes: ready.len.0,
+            name: torrent.name(),
+            len_bytes: status.len,
             have_bytes: status.have_bytes,
             uploaded_bytes: status.uploaded,
             downloaded_bytes: status.fetched,

@@ -11,6 +11,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -105,13 +106,15 @@ impl Backing for SeedFile {
     fn piece(&self, _: u32) {}
 }
 
-/// An object that arrives, sparse and of its full length from the start, so that what is missing reads as zeros.
+/// An object that arrives, sparse and of its full length from the start, so that what is missing of it reads as zeros.
 #[derive(Debug)]
 pub struct PartFile {
     path: PathBuf,
     len: u64,
     file: RwLock<Writable>,
     failed: Mutex<Option<io::Error>>,
+    /// Nothing was ever written: reads are refused, which spares the engine a check of nothing but zeros.
+    blank: AtomicBool,
     pieces: UnboundedSender<u32>,
 }
 
@@ -133,6 +136,7 @@ impl PartFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
+        let blank = !path.exists();
         let mut options = OpenOptions::new();
         options
             .read(true)
@@ -151,6 +155,7 @@ impl PartFile {
                 open: true,
             }),
             failed: Mutex::new(None),
+            blank: AtomicBool::new(blank),
             pieces,
         })
     }
@@ -198,12 +203,17 @@ impl PartFile {
         if at.checked_add(data.len() as u64).is_none_or(|end| end > self.len) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a write past its end"));
         }
-        writable.file.write_all_at(data, at)
+        writable.file.write_all_at(data, at)?;
+        self.blank.store(false, Ordering::Release);
+        Ok(())
     }
 }
 
 impl Backing for PartFile {
     fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        if self.blank.load(Ordering::Acquire) {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "nothing has come yet"));
+        }
         self.file().read_exact_at(buf, at)
     }
 

@@ -11,11 +11,12 @@ fn every_change_of_a_seeded_file_is_an_error_and_marks_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("object");
     std::fs::write(&path, b"sealed").unwrap();
-    let changes: [(&str, &dyn Fn(&SeedFile) -> io::Result<()>); 4] = [
-        ("a write", &|file| file.write(0, b"x")),
-        ("a change of its length", &|file| file.set_len(7)),
-        ("a change of its length", &|file| file.set_len(0)),
-        ("its removal", &|file| file.remove()),
+    type Change = fn(&SeedFile) -> io::Result<()>;
+    let changes: [(&str, Change); 4] = [
+        ("a write", |file| file.write(0, b"x")),
+        ("a change of its length", |file| file.set_len(7)),
+        ("a change of its length", |file| file.set_len(0)),
+        ("its removal", |file| file.remove()),
     ];
     for (what, change) in changes {
         let file = SeedFile::open(&path, Bytes(6)).unwrap();
@@ -51,8 +52,9 @@ fn what_is_missing_of_a_part_reads_as_zeros() {
     let dir = tempfile::tempdir().unwrap();
     let (part, _pieces) = part(dir.path(), 1 << 30);
     let part = part.unwrap();
-    part.write(5, b"abc").unwrap();
     let mut buf = [9; 10];
+    assert!(part.read(0, &mut buf).is_err(), "before the first write there is nothing to check");
+    part.write(5, b"abc").unwrap();
     part.read(0, &mut buf).unwrap();
     assert_eq!(&buf, b"\0\0\0\0\0abc\0\0");
     part.read((1 << 30) - 10, &mut buf).unwrap();

@@ -91,7 +91,6 @@ fn a_rotten_part_and_a_bitmap_that_boasts_do_no_harm() {
     std::fs::write(b.dir().join(format!("{}.units", object.digest)), boast).unwrap();
     let mut item = object.item(b.dir());
     item.peers = vec![a.addr()];
-    let found = Arc::new(());
     let fetched = b.swarm.fetch_object(item, Arc::new(())).unwrap();
     assert!(std::fs::read(fetched.path).unwrap() == object.data);
     // A quarter was not there, and one piece of the rest was bad.
