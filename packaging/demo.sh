@@ -288,7 +288,7 @@ step "What it took"
 sent=$(json 'sum(p["sent_bytes"] for o in r["objects"] for p in o["peers"])' <"$demo/work/peers-a.json")
 received=$(json 'sum(p["received_bytes"] for o in r["objects"] for p in o["peers"])' <"$demo/work/peers-b.json")
 found=$(json '", ".join(sorted({p["found_by"] for o in r["objects"] for p in o["peers"]})) or "dht"' <"$demo/work/peers-b.json")
-sum=$(ctl a list --json | json 'sum(i["stored_bytes"] for i in r["images"])')
+sum=$(ctl a list --json | /usr/bin/python3 -c 'import json, sys; print(sum(json.loads(line)["stored_bytes"] for line in sys.stdin))')
 disk=$(space_of "$state/a/store/objects" "$state/a/store/images")
 deltas=$(ctl a info web --json | json '" + ".join(str(d["stored_bytes"]) for d in r["chain"])')
 note "deltas of web      $(for bytes in ${deltas//+/}; do printf '%s ' "$(size "$bytes")"; done)"

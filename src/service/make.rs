@@ -15,7 +15,7 @@ use crate::format::head::Head;
 use crate::format::seal::{SealedDelta, Sealer};
 use crate::format::trailer::{Facts, FileSystem};
 use crate::ids::{Digest, ImageName, Sha256};
-use crate::store::{Description, HeadRecord, HistoryEntry, ImageRecord, Intent, StoreError, Txn};
+use crate::store::{Description, HeadRecord, HistoryEntry, ImageRecord, Intent, StoreError, Txn, stop};
 use crate::units::{Bytes, ChunkSize};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -102,11 +102,11 @@ impl Engine {
         let draft = Draft::new(txn, size)?;
         draft.format("ext4")?;
         let mounted = draft.mount(&self.store, txn, "ext4")?;
-        crate::store::stop::point("import.mounted");
+        stop::point("import.mounted");
         let stats = fill_tree(&mounted.dir, source, progress)?;
         progress.update("unmount", 0, None);
         mounted.finish()?;
-        crate::store::stop::point("import.filled");
+        stop::point("import.filled");
         Ok(Filled {
             file: draft.open()?,
             size,
@@ -140,7 +140,7 @@ impl Engine {
         })?;
         let hash = sealer.hashing();
         let sealed = sealer.finish()?;
-        crate::store::stop::step(txn.intent().verb(), "sealed");
+        stop::step(txn.intent().verb(), "sealed");
         progress.update("sync", 0, None);
         let start = Instant::now();
         self.keep(txn, &path, &sealed, &facts)?;

@@ -90,6 +90,17 @@ fn is_there(store: &Store, verb: &str) -> bool {
     }
 }
 
+/// Points that only the whole verbs pass; `tests/` kills the real programs there.
+const OF_SERVICE: [&str; 7] = [
+    "create.sealed",
+    "create.sidecars",
+    "create.object",
+    "import.mounted",
+    "import.filled",
+    "import.sealed",
+    "commit.sealed",
+];
+
 /// Runs a verb in a process of its own, which dies at `point`.
 fn die_at(root: &Path, point: &str) {
     let (verb, _) = point.split_once('.').unwrap();
@@ -118,7 +129,7 @@ fn in_the_child_the_verb_runs_until_it_dies() {
 
 #[test]
 fn a_kill_at_any_stop_point_leaves_all_or_nothing() {
-    for point in stop::STOP_POINTS {
+    for point in stop::STOP_POINTS.iter().filter(|point| !OF_SERVICE.contains(point)) {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("s");
         let before = prepare(&root);
