@@ -302,3 +302,18 @@ fn folders_without_an_entry_are_swept() {
     assert!(is_tidy(&store));
     assert!(Path::new("/etc/passwd").exists());
 }
+
+#[test]
+fn an_entry_that_a_power_cut_left_without_its_bytes_announced_nothing() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1]);
+    for torn in [vec![], vec![0; 77]] {
+        let txn = store.txn_dir("0011223344556677");
+        fs::make_dir(&txn).unwrap();
+        fs::make_dir(&txn.join("image")).unwrap();
+        write(store.entry_path("0011223344556677"), torn).unwrap();
+        let store = Store::open(store.root()).unwrap();
+        assert!(is_tidy(&store));
+        assert_eq!(names(&store), ["a"]);
+    }
+}
