@@ -44,8 +44,7 @@ fmt: ## Format the source
 	@$(CARGO) fmt
 
 install: build ## Install into PREFIX (/usr/local), with man pages, completions and systemd units
-	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/sbin target/release/blockbtd
-	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin target/release/blockbt-ctl
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/sbin target/release/blockbtd target/release/blockbt-ctl
 	install -d $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 	target/release/blockbt-ctl man $(DESTDIR)$(PREFIX)/share/man/man8
 	target/release/blockbt-ctl completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/blockbt-ctl
