@@ -43,6 +43,8 @@ fn a_killed_fetch_goes_on_and_fetches_little_again() {
         let at = LEN as u64 * percent / 100;
         let status = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "swarm::tests::resume::killed_child", "--nocapture"])
+            // Its own directory is in ours: the killed cannot tidy up.
+            .env("TMPDIR", dir.path())
             .env("BLOCKBT_TEST_RESUME", format!("{}\n{}\n{at}", dir.path().display(), a.addr()))
             .output()
             .unwrap();
