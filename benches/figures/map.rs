@@ -16,7 +16,7 @@ pub fn rows() -> Vec<Row> {
     let mut disk = 0;
     let extents: Vec<Extent> = (0..EXTENTS)
         .map(|_| {
-            disk += 2 + dice.next() % 8;
+            disk += 2 + dice.roll() % 8;
             Extent {
                 disk: DiskChunk(disk),
                 count: 1,
@@ -36,7 +36,7 @@ pub fn rows() -> Vec<Row> {
     let [speed] = in_turns([&mut || {
         let start = Instant::now();
         for _ in 0..LOOKUPS {
-            black_box(map.lookup(Bytes(dice.next() % size.0)));
+            black_box(map.lookup(Bytes(dice.roll() % size.0)));
         }
         LOOKUPS as f64 / start.elapsed().as_secs_f64() / 1e6
     }]);
