@@ -6,7 +6,7 @@ use super::engine::Engine;
 use super::make::ms;
 use super::mount::failed;
 use super::{ErrorKind, Export, ExportReply, Progress, ServiceError};
-use crate::attach::{self, AttachOptions};
+use crate::attach;
 use crate::chain::{Change, Source, union};
 use crate::files;
 use crate::ids::ImageName;
@@ -83,13 +83,7 @@ impl Engine {
 
     /// Through a read-only mount of its own.
     fn export_tar(&self, name: &ImageName, target: &File, progress: &dyn Progress) -> Result<u64, ServiceError> {
-        let dir = self.store.run_dir().join(format!("export-{}", std::process::id()));
-        let _place = Place::new(&dir)?;
-        let options = AttachOptions {
-            read_only: true,
-            program: None,
-        };
-        attach::mount(&self.store, name, &dir, &options)?;
+        let (_attached, dir) = attach::mount_for_now(&self.store, name)?;
         let mut out = BufWriter::with_capacity(1 << 20, target);
         let mut tell = |bytes, _| progress.update("write", bytes, None);
         let written = files::open_root(&dir)
@@ -100,24 +94,6 @@ impl Engine {
         out.flush()
             .map_err(|error| ServiceError::new(ErrorKind::Failed, "writing the archive").because(Some(&error)))?;
         Ok(stats.entries)
-    }
-}
-
-/// A directory to mount on, removed with the value.
-struct Place(PathBuf);
-
-impl Place {
-    fn new(dir: &Path) -> Result<Place, ServiceError> {
-        fs::create_dir_all(dir).map_err(|error| failed("make", dir, &error))?;
-        Ok(Place(dir.into()))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.0) {
-            tracing::warn!(dir = %self.0.display(), cause = %error, "a mount directory stays");
-        }
     }
 }
 
