@@ -25,7 +25,7 @@ pub use survey::{AttachState, Condition, states, sweep};
 
 use crate::ids::{ImageId, ImageName};
 use crate::kernel::{loops, mounts};
-use crate::store::{ImageLock, ImageRecord, Store, StoreError};
+use crate::store::{ImageLock, Store, StoreError};
 use place::{Place, RootIdentity, RunLock};
 use run::Target;
 use seen::{LoopSeen, Seen};
@@ -40,6 +40,9 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, Default)]
 pub struct AttachOptions {
     pub read_only: bool,
+    /// For this process alone: when it dies, or drops the [`Attached`], the next sweep takes the device away. So it must be its own: what is
+    /// attached already is in use.
+    pub temporary: bool,
     /// The program that serves; [`Program::installed`] unless said.
     pub program: Option<Program>,
 }
@@ -49,7 +52,7 @@ pub struct AttachOptions {
 pub struct Attached {
     pub device: PathBuf,
     pub read_only: bool,
-    /// Of what is wanted for one verb only: when this is dropped and the image still attached, the next sweep takes it away.
+    /// Of a temporary one.
     _owner: Option<File>,
 }
 
@@ -59,44 +62,7 @@ pub struct Attached {
 pub fn attach(store: &Store, name: &ImageName, options: &AttachOptions) -> Result<Attached, AttachError> {
     let place = Place::of(store, ImageId::of(name));
     let run_lock = place.lock(name)?;
-    attach_in(store, name, &place, &run_lock, options, Where::Nowhere)
-}
-
-/// Attaches an image that is being made in `dir` and is not in the store yet. `lock` is its lock.
-///
-/// The image is [`detach`]ed by its name; if this process dies before, by the next [`sweep`].
-pub fn attach_prepared(
-    store: &Store,
-    record: &ImageRecord,
-    dir: &Path,
-    lock: &ImageLock,
-    options: &AttachOptions,
-) -> Result<Attached, AttachError> {
-    let place = Place::of(store, record.id());
-    let _run_lock = place.lock(&record.name)?;
-    check_owner(store, &place)?;
-    clear(&record.name, &place)?;
-    let owner = own(&place)?;
-    let program = options.program.clone().unwrap_or_else(Program::installed);
-    let mut target = Target {
-        store,
-        record: record.clone(),
-        dir: dir.into(),
-        lock,
-        prepared: true,
-        program,
-    };
-    let wanted = plan::Wanted {
-        read_only: options.read_only,
-        has_head: record.head.is_some(),
-        mount: None,
-    };
-    let device = go(&plan::attach(&wanted), &place, &mut target)?;
-    Ok(Attached {
-        device,
-        read_only: options.read_only,
-        _owner: Some(owner),
-    })
+    attach_in(store, name, &place, &run_lock, options, None)
 }
 
 /// Attaches an image and mounts its file system at `dir`; an image that is attached and not mounted is just mounted.
@@ -114,31 +80,7 @@ pub fn mount(store: &Store, name: &ImageName, dir: &Path, options: &AttachOption
     })?;
     let place = Place::of(store, ImageId::of(name));
     let run_lock = place.lock(name)?;
-    attach_in(store, name, &place, &run_lock, options, Where::At(&resolved))
-}
-
-/// Mounts an image read-only where only this process looks, until it is [`umount`]ed; if this process dies before, the next [`sweep`] does that.
-/// Returns the directory as well.
-///
-/// Errors: as [`mount`], and [`AttachError::AlreadyAttached`]: what may be written to is not read.
-pub fn mount_for_now(store: &Store, name: &ImageName) -> Result<(Attached, PathBuf), AttachError> {
-    let place = Place::of(store, ImageId::of(name));
-    let run_lock = place.lock(name)?;
-    let options = AttachOptions {
-        read_only: true,
-        program: None,
-    };
-    let attached = attach_in(store, name, &place, &run_lock, &options, Where::InItsPlace)?;
-    Ok((attached, place.mount_dir()))
-}
-
-/// Where an image that is attached is to be mounted.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Where<'a> {
-    Nowhere,
-    At(&'a Path),
-    /// As long as this process wants it.
-    InItsPlace,
+    attach_in(store, name, &place, &run_lock, options, Some(&resolved))
 }
 
 /// Takes the device away; all that was written is in the head, durably, when this returns.
@@ -178,12 +120,12 @@ fn attach_in(
     place: &Place,
     _held: &RunLock,
     options: &AttachOptions,
-    mount: Where,
+    mount: Option<&Path>,
 ) -> Result<Attached, AttachError> {
     check_owner(store, place)?;
     let record = store.image(name)?;
     let file_system = record.file_system.clone();
-    if mount != Where::Nowhere && !matches!(file_system.as_str(), "ext4" | "xfs") {
+    if mount.is_some() && !matches!(file_system.as_str(), "ext4" | "xfs") {
         return Err(AttachError::NoFileSystem {
             name: name.clone(),
             found: file_system,
@@ -193,10 +135,10 @@ fn attach_in(
     let mut read_only = options.read_only;
     let there = match clear(name, place) {
         Ok(()) => None,
-        Err(AttachError::AlreadyAttached { .. }) if matches!(mount, Where::At(_)) => look(place)?.attached().cloned(),
+        Err(AttachError::AlreadyAttached { .. }) if mount.is_some() && !options.temporary => look(place)?.attached().cloned(),
         Err(error) => return Err(error),
     };
-    if let (Some(device), Where::At(dir)) = (&there, mount) {
+    if let Some(device) = &there {
         if !device.mounts.is_empty() {
             return Err(AttachError::AlreadyMounted {
                 name: name.clone(),
@@ -210,7 +152,7 @@ fn attach_in(
             });
         }
         read_only |= device.read_only;
-        let dir = dir.to_path_buf();
+        let dir = mount.expect("only a mount goes on with a device that is there").to_path_buf();
         if let Err(cause) = run::mount(device.number, &dir, &file_system, read_only) {
             let step = Step::Mount {
                 dir,
@@ -239,22 +181,20 @@ fn attach_in(
             count: record.frozen.len(),
         });
     }
-    let own_dir = place.mount_dir();
-    let mount_dir = match mount {
-        Where::Nowhere => None,
-        Where::At(dir) => Some(dir),
-        Where::InItsPlace => Some(own_dir.as_path()),
-    };
     let wanted = plan::Wanted {
         read_only,
         has_head: record.head.is_some(),
-        mount: mount_dir.map(|dir| (dir, file_system.as_str())),
+        mount: mount.map(|dir| (dir, file_system.as_str())),
+    };
+    let owner = match options.temporary {
+        true => Some(place.make().and_then(|()| place.own()).map_err(|source| AttachError::Io {
+            doing: "take",
+            path: place.dir(),
+            source,
+        })?),
+        false => None,
     };
     let steps = plan::attach(&wanted);
-    let owner = match mount {
-        Where::InItsPlace => Some(own(place)?),
-        _ => None,
-    };
     let dir = store.image_dir(place.image);
     let device = go(
         &steps,
@@ -264,7 +204,6 @@ fn attach_in(
             record,
             dir,
             lock: &lock,
-            prepared: false,
             program,
         },
     )?;
@@ -285,16 +224,6 @@ fn lock_image(store: &Store, name: &ImageName) -> Result<ImageLock, StoreError> 
             other => return other,
         }
     }
-}
-
-/// Makes an image's place one that goes with this process.
-fn own(place: &Place) -> Result<File, AttachError> {
-    let made = place.make().and_then(|()| place.own());
-    made.map_err(|source| AttachError::Io {
-        doing: "take",
-        path: place.dir(),
-        source,
-    })
 }
 
 fn go(steps: &[Step], place: &Place, target: &mut Target) -> Result<PathBuf, AttachError> {

@@ -124,6 +124,7 @@ impl Catalog {
         if !catalog.is_finished()? {
             catalog.rebuild(store)?;
         }
+        catalog.catch_up(store)?;
         Ok(catalog)
     }
 
@@ -143,13 +144,32 @@ impl Catalog {
         result
     }
 
-    /// Makes the index again if somebody could not tell it what he changed: for who keeps it open.
+    /// Learns what others changed and could not, or did not, tell: for who keeps it open.
     pub fn refresh(&self, store: &Store) -> Result<(), CatalogError> {
-        if store.index_marker().exists() {
-            self.rebuild(store)
-        } else {
-            Ok(())
+        match store.index_marker().exists() {
+            true => self.rebuild(store),
+            false => self.catch_up(store),
         }
+    }
+
+    /// Learns of the images that were cloned, renamed or removed since it was last open.
+    fn catch_up(&self, store: &Store) -> Result<(), CatalogError> {
+        let untold = store.untold()?;
+        if untold.is_empty() {
+            return Ok(());
+        }
+        for change in &untold {
+            let Ok(names) = &change.names else { return self.rebuild(store) };
+            for name in names {
+                match store.image(name) {
+                    Ok(record) => self.put_image(&record)?,
+                    Err(StoreError::NotFound { .. }) => self.remove_image(&ImageId::of(name))?,
+                    Err(error) => tracing::warn!(%name, cause = %error, "an unreadable image is in the catalogue as it was"),
+                }
+            }
+        }
+        self.flush()?;
+        Ok(store.told(untold)?)
     }
 
     /// Makes the index from the files.
@@ -158,6 +178,7 @@ impl Catalog {
         self.flush()?;
         // Removed before the files are read: what changes from now on and cannot be told to us marks the store anew.
         remove_marker(&store.index_marker())?;
+        let untold = store.untold()?;
         for tree in [&self.images, &self.objects, &self.hashes] {
             self.at("empty", tree.clear())?;
         }
@@ -172,7 +193,8 @@ impl Catalog {
             }
         }
         self.at("mark", self.db.insert(FINISHED, b""))?;
-        self.flush()
+        self.flush()?;
+        Ok(store.told(untold)?)
     }
 
     /// What was put is on disk when this returns.

@@ -26,7 +26,7 @@ pub use lock::ImageLock;
 pub use make::{CloneHead, make_head};
 pub use objects::{Description, ObjectInfo, ObjectKind, ObjectPaths};
 pub use problems::Problem;
-pub use txn::{Intent, Txn};
+pub use txn::{Intent, Txn, Untold};
 
 use crate::ids::{ImageId, StoreId};
 use error::At;

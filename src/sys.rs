@@ -1,4 +1,4 @@
-//! Calls that no safe library has: loop devices in one step, the size of a block device, fs-verity.
+//! Calls that no safe library has: loop devices in one step, the size of a block device, fs-verity, early writeback.
 //!
 //! The one home of `unsafe`. Refuses to know why a call is made: no names, no policy, no retries. Invariant: every function here is safe to
 //! call with any arguments; what the kernel dislikes comes back as an `io::Error`.
@@ -7,6 +7,7 @@
 pub mod block;
 pub mod loops;
 pub mod verity;
+pub mod writeback;
 
 use std::io;
 

@@ -3,8 +3,12 @@
 //! What is compared is measured in turns in one run on one machine, nine times each, and the medians are set against each other; where a row
 //! says "x", it is a ratio to the other tool's time or speed. `make bench ROWS="map clone"` measures only rows whose name has one of the words.
 
+mod import;
 mod map;
+mod reads;
+mod seeding;
 mod tool;
+mod transfer;
 mod verbs;
 
 use std::fmt::Write;
@@ -66,9 +70,28 @@ pub fn in_turns<const N: usize>(mut what: [&mut dyn FnMut() -> f64; N]) -> [f64;
     values.map(median)
 }
 
+/// Uniform numbers, the same in each run (xorshift64*).
+pub struct Dice(pub u64);
+
+impl Dice {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}
+
 type Group = (&'static str, fn() -> Vec<Row>);
 
-const GROUPS: &[Group] = &[("map", map::rows), ("clone mount", verbs::rows)];
+const GROUPS: &[Group] = &[
+    ("clone mount", verbs::rows),
+    ("import", import::rows),
+    ("map", map::rows),
+    ("reads", reads::rows),
+    ("transfer", transfer::rows),
+    ("seeding", seeding::rows),
+];
 
 fn main() -> ExitCode {
     // Cargo adds `--bench`.
@@ -78,6 +101,7 @@ fn main() -> ExitCode {
         .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())));
     let mut table = String::from("| figure | here | goal | reached | from |\n|---|---|---|---|---|\n");
     let (mut rows, mut missed) = (0, 0);
+    let load = tool::load();
     print!("{table}");
     for (_, measure) in groups {
         for row in measure() {
@@ -87,6 +111,13 @@ fn main() -> ExitCode {
             missed += usize::from(!row.reached());
         }
     }
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let note = format!(
+        "\nMedians of {ROUNDS}, in turns. {cores} cores; load average {load} at the start, {} at the end.",
+        tool::load()
+    );
+    println!("{note}");
+    writeln!(table, "{note}").expect("a String takes all");
     let path = tool::target().join("bench.md");
     if let Err(error) = std::fs::write(&path, table) {
         eprintln!("{}: {error}", path.display());

@@ -1,6 +1,6 @@
 //! Look-ups in the merged map of a chain.
 
-use crate::{Goal, Row, in_turns};
+use crate::{Dice, Goal, Row, in_turns};
 use blockbt::chain::{ChainMap, Layer};
 use blockbt::format::Extent;
 use blockbt::ids::Digest;
@@ -10,18 +10,6 @@ use std::time::Instant;
 
 const EXTENTS: u64 = 1_000_000;
 const LOOKUPS: u64 = 4_000_000;
-
-/// Uniform numbers, the same in each run (xorshift64*).
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-}
 
 pub fn rows() -> Vec<Row> {
     let mut dice = Dice(7);

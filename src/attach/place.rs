@@ -47,11 +47,6 @@ impl Place {
         self.dir().join("fuse")
     }
 
-    /// Where the image is mounted for a verb that only looks at it.
-    pub fn mount_dir(&self) -> PathBuf {
-        self.dir().join("mnt")
-    }
-
     pub fn disk(&self) -> PathBuf {
         self.fuse_dir().join(crate::fuse::FILE)
     }
@@ -71,17 +66,12 @@ impl Place {
 
     /// Makes the directories. Nobody but root looks into them.
     pub fn make(&self) -> io::Result<()> {
-        let mut folder = DirBuilder::new();
-        folder.recursive(true).mode(0o700);
-        folder.create(self.fuse_dir())?;
-        folder.create(self.mount_dir())
+        DirBuilder::new().recursive(true).mode(0o700).create(self.fuse_dir())
     }
 
     /// Removes them. Errors: also if something is mounted there: nothing is ever removed recursively.
     pub fn remove(&self) -> io::Result<()> {
-        for dir in [self.fuse_dir(), self.mount_dir()] {
-            missing_is_fine(fs::remove_dir(dir))?;
-        }
+        missing_is_fine(fs::remove_dir(self.fuse_dir()))?;
         for file in ["state.json", "state.json.new", DISK_FILE, LOCK_FILE, OWNER_FILE, LOG_FILE] {
             missing_is_fine(fs::remove_file(self.dir().join(file)))?;
         }

@@ -110,3 +110,27 @@ fn twenty_at_once_all_get_their_turn() {
     });
     assert_eq!(Catalog::open(&store).unwrap().images().unwrap().len(), 20);
 }
+
+#[test]
+fn what_nobody_told_is_learnt_by_the_next_opener() {
+    let (_dir, store) = store();
+    let open = Catalog::open(&store).unwrap();
+    let name = |name: &str| ImageName::new(name).unwrap();
+    let fresh = || crate::store::CloneHead::Fresh(crate::units::ChunkSize::HEAD);
+    open.put_image(&make_image(&store, "a")).unwrap();
+    store.clone_image(&name("a"), &name("b"), fresh()).unwrap().1.done_untold().unwrap();
+    store.clone_image(&name("a"), &name("c"), fresh()).unwrap().1.done_untold().unwrap();
+    open.refresh(&store).unwrap();
+    assert_eq!(names(&open), ["a", "b", "c"]);
+    drop(open);
+    store.rename_image(&name("b"), &name("d")).unwrap().1.done_untold().unwrap();
+    store.remove_image(&name("c")).unwrap().done_untold().unwrap();
+    assert_eq!(store.untold().unwrap().len(), 2);
+    assert_eq!(names(&Catalog::open(&store).unwrap()), ["a", "d"]);
+    assert!(store.untold().unwrap().is_empty() && !store.index_marker().exists());
+
+    store.clone_image(&name("a"), &name("e"), fresh()).unwrap().1.done_untold().unwrap();
+    std::fs::write(store.root().join("journal/x.untold"), "damage").unwrap();
+    assert_eq!(names(&Catalog::open(&store).unwrap()), ["a", "d", "e"]);
+    assert!(store.untold().unwrap().is_empty());
+}

@@ -72,12 +72,18 @@ struct Committed {
 impl<F: WriteAt> Head<F> {
     /// Makes an empty head: durable when it returns.
     pub fn create(io: F, chunk: ChunkSize) -> Result<Head<F>, HeadError> {
+        let head = Head::create_unsynced(io, chunk)?;
+        head.io.sync().map_err(|source| HeadError::Io { work: "making", source })?;
+        Ok(head)
+    }
+
+    /// The same for a file that the caller syncs, before anybody writes to the head.
+    pub fn create_unsynced(io: F, chunk: ChunkSize) -> Result<Head<F>, HeadError> {
         let make = || -> io::Result<()> {
             io.set_len(Bytes::ZERO)?;
             let mut first = vec![0; 2 * chunk.as_usize()];
             first[..16].copy_from_slice(&Header::new(chunk).to_bytes());
-            io.write_at(&first, Bytes::ZERO)?;
-            io.sync()
+            io.write_at(&first, Bytes::ZERO)
         };
         make().map_err(|source| HeadError::Io { work: "making", source })?;
         let committed = Committed {

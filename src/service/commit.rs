@@ -12,7 +12,7 @@ use crate::format::head::Head;
 use crate::format::seal::Sealer;
 use crate::format::trailer::Facts;
 use crate::ids::{Digest, ImageName};
-use crate::store::{HistoryEntry, ImageRecord, StoreError};
+use crate::store::{HistoryEntry, ImageRecord, StoreError, stop};
 use crate::units::{Bytes, ChunkSize};
 use std::fs::File;
 use std::time::Instant;
@@ -52,7 +52,7 @@ impl Engine {
             progress.update("seal", done.0, Some(total.0));
         })?;
         let sealed = sealer.finish()?;
-        crate::store::stop::step("commit", "sealed");
+        stop::point("commit.sealed");
         if sealed.exceptions == 0 && !record.chain.is_empty() {
             return Ok(nothing(start));
         }

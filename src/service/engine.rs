@@ -1,7 +1,7 @@
 //! A store that is open for requests: one method per verb, found by one `match`.
 //!
 //! Refuses to know who asks, and how progress and replies are shown. Invariant: the catalogue is told after the files have changed and before
-//! the journal forgets, so that whatever happens in between, the next opener knows that it must index again.
+//! the journal forgets, so that whatever happens in between, its next opener knows what it has to learn.
 
 use super::seeding::Running;
 use super::{Backend, ErrorKind, Handler, Progress, Reply, Request, Role, ServiceError, Settings};
@@ -100,6 +100,7 @@ impl Engine {
         // After the store: a draft whose transaction is gone is nobody's.
         super::draft::sweep(&self.store)?;
         attach::sweep(&self.store)?;
+        super::export::sweep(&self.store);
         Ok(())
     }
 
@@ -145,9 +146,7 @@ impl Engine {
 
     /// A command that could not reach the catalogue, as we have it open, has left a marker.
     fn refreshed<'a>(&self, catalog: &'a Catalog) -> Result<&'a Catalog, CatalogError> {
-        if self.store.index_marker().exists() {
-            catalog.rebuild(&self.store)?;
-        }
+        catalog.refresh(&self.store)?;
         Ok(catalog)
     }
 }

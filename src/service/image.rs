@@ -4,7 +4,6 @@
 
 use super::engine::Engine;
 use super::{Clone, CloneReply, Gc, GcObject, GcReply, Rename, RenameReply, Rm, RmReply, ServiceError};
-use crate::ids::ImageId;
 use crate::store::{CloneHead, ObjectKind};
 use crate::units::{Bytes, ChunkSize};
 use std::time::Instant;
@@ -19,8 +18,7 @@ impl Engine {
             None => CloneHead::Fresh(ChunkSize::HEAD),
         };
         let (record, txn) = self.store.clone_image(&ask.source, &ask.target, head)?;
-        self.index(|catalog| catalog.put_image(&record))?;
-        txn.done()?;
+        txn.done_untold()?;
         Ok(CloneReply {
             name: ask.target,
             source: ask.source,
@@ -30,12 +28,8 @@ impl Engine {
     }
 
     pub(super) fn rename(&self, ask: Rename) -> Result<RenameReply, ServiceError> {
-        let (record, txn) = self.store.rename_image(&ask.from, &ask.to)?;
-        self.index(|catalog| {
-            catalog.remove_image(&ImageId::of(&ask.from))?;
-            catalog.put_image(&record)
-        })?;
-        txn.done()?;
+        let (_, txn) = self.store.rename_image(&ask.from, &ask.to)?;
+        txn.done_untold()?;
         Ok(RenameReply {
             from: ask.from,
             to: ask.to,
@@ -44,8 +38,7 @@ impl Engine {
 
     pub(super) fn rm(&self, ask: Rm) -> Result<RmReply, ServiceError> {
         let txn = self.store.remove_image(&ask.name)?;
-        self.index(|catalog| catalog.remove_image(&ImageId::of(&ask.name)))?;
-        txn.done()?;
+        txn.done_untold()?;
         let left = self.store.gc(true, &|_| false)?;
         Ok(RmReply {
             name: ask.name,

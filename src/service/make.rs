@@ -15,7 +15,7 @@ use crate::format::head::Head;
 use crate::format::seal::{SealedDelta, Sealer};
 use crate::format::trailer::{Facts, FileSystem};
 use crate::ids::{Digest, ImageName, Sha256};
-use crate::store::{Description, HeadRecord, HistoryEntry, ImageRecord, Intent, StoreError, Txn};
+use crate::store::{Description, HeadRecord, HistoryEntry, ImageRecord, Intent, StoreError, Txn, stop};
 use crate::units::{Bytes, ChunkSize};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -104,7 +104,7 @@ impl Engine {
         let draft = Draft::new(txn, size)?;
         draft.format("ext4")?;
         let mounted = draft.mount(&self.store, txn, "ext4")?;
-        crate::store::stop::point("import.mounted");
+        stop::point("import.mounted");
         let root = files::open_root(&mounted.dir).map_err(|error| failed("open", &mounted.dir, &error.into()))?;
         let filled = fill_tree(root, source, progress);
         progress.update("unmount", 0, None);
@@ -114,7 +114,7 @@ impl Engine {
             (Err(error), _) => return Err(unfilled(error, size)),
             (Ok(stats), finished) => finished.map(|()| stats)?,
         };
-        crate::store::stop::point("import.filled");
+        stop::point("import.filled");
         Ok(Filled {
             file: draft.open()?,
             size,
@@ -148,7 +148,7 @@ impl Engine {
         })?;
         let hash = sealer.hashing();
         let sealed = sealer.finish()?;
-        crate::store::stop::step(txn.intent().verb(), "sealed");
+        stop::step(txn.intent().verb(), "sealed");
         progress.update("sync", 0, None);
         let start = Instant::now();
         self.keep(txn, &path, &sealed, &facts)?;

@@ -50,6 +50,15 @@ pub fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, StoreError> {
 
 /// Writes a file of our own, over what a crash left there, and syncs it; its directory is the caller's.
 pub fn write_synced(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
+    write_then(path, bytes, mode, File::sync_all)
+}
+
+/// The same for a file that [`sync_all`] syncs later, before anybody relies on it.
+pub fn write_unsynced(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
+    write_then(path, bytes, mode, |_| Ok(()))
+}
+
+fn write_then(path: &Path, bytes: &[u8], mode: u32, finish: impl FnOnce(&File) -> io::Result<()>) -> Result<(), StoreError> {
     unlink_if_there(path)?;
     let mut file = File::options()
         .write(true)
@@ -57,7 +66,7 @@ pub fn write_synced(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreErr
         .mode(mode)
         .open(path)
         .at("make", path)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    let written = file.write_all(bytes).and_then(|()| finish(&file));
     if written.is_err() {
         unlink_if_there(path)?;
     }
@@ -72,6 +81,22 @@ pub fn replace(path: &Path, draft: &Path, bytes: &[u8], mode: u32) -> Result<(),
         return Err(error);
     }
     sync_parent(path)
+}
+
+/// Syncs new files and then the directories that name them: durable when it returns. All of them are on their way to disk before the first is
+/// waited for, so that the file system writes its own journal once and not once per file.
+pub fn sync_all(files: &[&Path], dirs: &[&Path]) -> Result<(), StoreError> {
+    let mut open = Vec::with_capacity(files.len());
+    for path in files {
+        let file = open_read(path)?;
+        // Only for speed, and not every file system can.
+        let _not_supported = crate::sys::writeback::start(&file);
+        open.push((path, file));
+    }
+    for (path, file) in open {
+        file.sync_all().at("sync", path)?;
+    }
+    dirs.iter().try_for_each(|dir| sync_dir(dir))
 }
 
 pub fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {

@@ -259,20 +259,23 @@ impl Store {
     }
 }
 
-/// Replaces the record in an image's directory, wherever that is.
-pub(super) fn write_record(dir: &Path, record: &ImageRecord) -> Result<(), StoreError> {
+/// Replaces the record in an image's directory.
+fn write_record(dir: &Path, record: &ImageRecord) -> Result<(), StoreError> {
     let path = dir.join("image.json");
-    let record = record
-        .clone()
-        .checked()
-        .map_err(|why| StoreError::Damaged { path: path.clone(), why })?;
-    let bytes = record.to_bytes();
+    let bytes = record_bytes(&path, record)?;
+    fs::replace(&path, &dir.join(".image.json.new"), &bytes, 0o600)
+}
+
+/// What is written to `path`: nothing that [`ImageRecord::parse`] would not take.
+pub(super) fn record_bytes(path: &Path, record: &ImageRecord) -> Result<Vec<u8>, StoreError> {
+    let damaged = |why| StoreError::Damaged { path: path.into(), why };
+    let bytes = record.clone().checked().map_err(damaged)?.to_bytes();
     if bytes.len() as u64 > MAX_RECORD {
         return Err(StoreError::TooLarge {
-            path,
+            path: path.into(),
             len: Bytes(bytes.len() as u64),
             max: Bytes(MAX_RECORD),
         });
     }
-    fs::replace(&path, &dir.join(".image.json.new"), &bytes, 0o600)
+    Ok(bytes)
 }

@@ -4,7 +4,7 @@
 //! image's; of two who want the same name at once, one gets it.
 
 use super::error::{At, StoreError};
-use super::image::{HeadRecord, HistoryEntry, ImageRecord, Published, delta_name, write_record};
+use super::image::{HeadRecord, HistoryEntry, ImageRecord, Published, delta_name, record_bytes};
 use super::lock::{self, ImageLock};
 use super::txn::{Intent, Txn};
 use super::{Store, fs, stop};
@@ -58,7 +58,7 @@ impl Txn {
             };
             fs::link_or_copy(&self.store().object_paths(digest).delta, &dir.join(delta_name(index))).map_err(missing)?;
         }
-        write_record(&dir, record)?;
+        self.write_new_record(&dir, record)?;
         stop::step(self.verb(), "prepared");
         claim(self.store(), &dir, &record.name)?;
         drop(shared);
@@ -68,6 +68,25 @@ impl Txn {
 }
 
 impl Txn {
+    /// The record of a new image, and all that is not durable yet of it and of this transaction: on disk together, before the image has its name.
+    fn write_new_record(&self, dir: &Path, record: &ImageRecord) -> Result<(), StoreError> {
+        let path = dir.join("image.json");
+        fs::write_unsynced(&path, &record_bytes(&path, record)?, 0o600)?;
+        let head = dir.join("head.delta");
+        let mut files = vec![&*path];
+        if record.head.is_some() {
+            files.push(&head);
+        }
+        let (entry, journal) = (self.unsynced_entry(), self.store().journal_dir());
+        match &entry {
+            Some(entry) => {
+                files.push(entry);
+                fs::sync_all(&files, &[dir, &journal])
+            }
+            None => fs::sync_all(&files, &[dir]),
+        }
+    }
+
     /// Writes down what was published, after the manifest that this transaction put into the store. The image may be attached.
     pub fn finish_publish(&self, name: &ImageName, published: Published) -> Result<ImageRecord, StoreError> {
         let record = self.store().update_image(name, |record| {
@@ -101,7 +120,7 @@ impl Store {
         let mut record = ImageRecord::new(name.clone(), Bytes::ZERO, "");
         match head {
             CloneHead::Fresh(chunk) => {
-                make_head(&new.join("head.delta"), chunk)?;
+                new_head(&new.join("head.delta"), |file| Head::create_unsynced(file, chunk))?;
                 record.head = Some(HeadRecord {
                     smallest_size: MAX_DISK,
                     chunk_size: chunk.bytes(),
@@ -184,6 +203,10 @@ impl Store {
 /// Makes an empty head in a new file, durable but for its name: its directory is the caller's to sync, as [`Txn::publish_image`] and
 /// [`Txn::finish_commit`] do.
 pub fn make_head(path: &Path, chunk: ChunkSize) -> Result<Head<FileIo>, StoreError> {
+    new_head(path, |file| Head::create(file, chunk))
+}
+
+fn new_head(path: &Path, create: impl FnOnce(FileIo) -> Result<Head<FileIo>, HeadError>) -> Result<Head<FileIo>, StoreError> {
     let file = File::options()
         .read(true)
         .write(true)
@@ -191,7 +214,7 @@ pub fn make_head(path: &Path, chunk: ChunkSize) -> Result<Head<FileIo>, StoreErr
         .mode(0o600)
         .open(path)
         .at("make", path)?;
-    Head::create(FileIo(file), chunk).map_err(|error| match error {
+    create(FileIo(file)).map_err(|error| match error {
         HeadError::Io { source, .. } => StoreError::Io {
             doing: "format",
             path: path.into(),

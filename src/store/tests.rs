@@ -420,7 +420,11 @@ fn every_stop_point_in_the_source_is_in_the_list_and_the_other_way_round() {
             {
                 let text = std::fs::read_to_string(&path).unwrap();
                 points.extend(literals(&text, "stop::point(\""));
-                steps.extend(literals(&text, "stop::step(self.verb(), \"").chain(literals(&text, "stop::step(txn.verb(), \"")));
+                steps.extend(
+                    literals(&text, "stop::step(self.verb(), \"")
+                        .chain(literals(&text, "stop::step(txn.verb(), \""))
+                        .chain(literals(&text, "stop::step(txn.intent().verb(), \"")),
+                );
             }
         }
     }

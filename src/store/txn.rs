@@ -99,6 +99,25 @@ impl Intent {
             Intent::Rm { .. } => "rm",
         }
     }
+
+    /// Whether all its work is in its own folder until its image gets its name: before that, the entry need not be on disk.
+    pub(super) fn ends_with_its_name(&self) -> bool {
+        matches!(self, Intent::Clone { .. })
+    }
+
+    /// The images that are there, or not there, because of it.
+    fn names(self) -> Vec<ImageName> {
+        match self {
+            Intent::Rename { from, to } => vec![from, to],
+            Intent::Create { name }
+            | Intent::Import { name }
+            | Intent::Clone { name, .. }
+            | Intent::Pull { name }
+            | Intent::Publish { name }
+            | Intent::Commit { name, .. }
+            | Intent::Rm { name } => vec![name],
+        }
+    }
 }
 
 impl FileIdentity {
@@ -147,7 +166,12 @@ impl Store {
             intent: txn.intent.clone(),
         };
         let bytes = serde_json::to_vec(&entry).expect("an entry has only JSON's own types");
-        match fs::replace(&self.entry_path(&txn.id), &dir.join("entry"), &bytes, 0o600) {
+        let path = self.entry_path(&txn.id);
+        let written = match txn.intent.ends_with_its_name() {
+            true => fs::write_unsynced(&path, &bytes, 0o600),
+            false => fs::replace(&path, &dir.join("entry"), &bytes, 0o600),
+        };
+        match written {
             // Who makes room must not need any. A folder without an entry is swept, which is all that this entry would ask for.
             Err(error) if error.is_full() && matches!(txn.intent, Intent::Rm { .. }) => {
                 tracing::warn!(cause = %error, "no journal entry on a full disk");
@@ -168,29 +192,70 @@ impl Store {
         self.journal_dir().join(format!("{id}.json"))
     }
 
-    /// The intent of a journal entry; `None` when it has none, or no longer.
-    pub(super) fn read_entry(&self, id: &str) -> Result<Option<Intent>, StoreError> {
-        let path = self.entry_path(id);
-        let bytes = match fs::read_bounded(&path, MAX_ENTRY) {
-            Err(error) if error.is_missing() => return Ok(None),
-            other => other?,
-        };
-        let json = |source| StoreError::Json {
-            path: path.clone(),
-            source,
-        };
-        let VersionOnly { version } = serde_json::from_slice(&bytes).map_err(json)?;
-        if version != ENTRY_VERSION {
-            return Err(StoreError::Newer {
-                path,
-                found: version,
-                known: ENTRY_VERSION,
-            });
-        }
-        let entry: Entry = serde_json::from_slice(&bytes).map_err(json)?;
-        Ok(Some(entry.intent))
+    fn untold_path(&self, id: &str) -> PathBuf {
+        self.journal_dir().join(format!("{id}.untold"))
     }
 
+    /// The intent of a journal entry; `None` when it has none, or no longer.
+    pub(super) fn read_entry(&self, id: &str) -> Result<Option<Intent>, StoreError> {
+        read_entry_at(&self.entry_path(id))
+    }
+
+    /// What [`Txn::done_untold`] has left for the catalogue.
+    ///
+    /// To be listed before the images are looked at, and to be given to [`Store::told`] when what they are now is in the catalogue, on disk.
+    pub fn untold(&self) -> Result<Vec<Untold>, StoreError> {
+        let paths = fs::list(&self.journal_dir())?.into_iter().map(|name| self.journal_dir().join(name));
+        let mut all = Vec::new();
+        for path in paths.filter(|path| path.extension().is_some_and(|suffix| suffix == "untold")) {
+            match read_entry_at(&path) {
+                Ok(Some(intent)) => all.push(Untold {
+                    path,
+                    names: Ok(intent.names()),
+                }),
+                Ok(None) => {}
+                Err(error) => all.push(Untold { path, names: Err(error) }),
+            }
+        }
+        Ok(all)
+    }
+
+    pub fn told(&self, all: Vec<Untold>) -> Result<(), StoreError> {
+        all.iter().try_for_each(|untold| fs::unlink_if_there(&untold.path))
+    }
+}
+
+/// A change of images that the catalogue does not know.
+#[derive(Debug)]
+pub struct Untold {
+    path: PathBuf,
+    /// The images; where that cannot be read, it may be any.
+    pub names: Result<Vec<ImageName>, StoreError>,
+}
+
+fn read_entry_at(path: &Path) -> Result<Option<Intent>, StoreError> {
+    let bytes = match fs::read_bounded(path, MAX_ENTRY) {
+        Err(error) if error.is_missing() => return Ok(None),
+        other => other?,
+    };
+    // Lost to a power cut before it was on disk, and that is before what it announces.
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(None);
+    }
+    let json = |source| StoreError::Json { path: path.into(), source };
+    let VersionOnly { version } = serde_json::from_slice(&bytes).map_err(json)?;
+    if version != ENTRY_VERSION {
+        return Err(StoreError::Newer {
+            path: path.into(),
+            found: version,
+            known: ENTRY_VERSION,
+        });
+    }
+    let entry: Entry = serde_json::from_slice(&bytes).map_err(json)?;
+    Ok(Some(entry.intent))
+}
+
+impl Store {
     /// All intents in the journal, of the living and the dead.
     pub(super) fn journal_intents(&self) -> Result<Vec<Intent>, StoreError> {
         let names = fs::list(&self.journal_dir())?;
@@ -222,10 +287,33 @@ impl Txn {
         self.intent.verb()
     }
 
+    /// Its journal entry, if that is still to be synced.
+    pub(super) fn unsynced_entry(&self) -> Option<PathBuf> {
+        self.intent.ends_with_its_name().then(|| self.store.entry_path(&self.id))
+    }
+
     /// The work is whole, and the catalogue knows: forgets it. A crash between the two is why the catalogue comes first.
-    pub fn done(mut self) -> Result<(), StoreError> {
+    pub fn done(self) -> Result<(), StoreError> {
         stop::step(self.verb(), "done");
         fs::unlink_if_there(&self.store.entry_path(&self.id))?;
+        self.finish()
+    }
+
+    /// The work is whole, and the catalogue hears of it from whoever opens it next: opening it takes longer than all the rest of a clone.
+    ///
+    /// The entry stays, under another name. That is not synced: should a power cut take the new name back, the next start finds a dead
+    /// process's entry, and the whole catalogue is made again.
+    pub fn done_untold(self) -> Result<(), StoreError> {
+        stop::step(self.verb(), "done");
+        match fs::rename(&self.store.entry_path(&self.id), &self.store.untold_path(&self.id)) {
+            // There was no room for one.
+            Err(error) if error.is_missing() => self.store.mark_index_stale()?,
+            other => other?,
+        }
+        self.finish()
+    }
+
+    fn finish(mut self) -> Result<(), StoreError> {
         fs::remove_tree(&self.dir(), "owner")?;
         self.finished = true;
         Ok(())

@@ -137,7 +137,7 @@ fn a_hostile_journal_stops_no_start_and_is_kept() {
     image(&store, "a", &[1]);
     let journal = store.journal_dir();
     for (file, text) in [
-        ("0.json", ""),
+        ("0.json", "{"),
         ("1.json", "{\"version\":9}"),
         (
             "2.json",
