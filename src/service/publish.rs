@@ -8,7 +8,7 @@ use super::seeding::torrent_of;
 use super::{ErrorKind, Progress, Publish, PublishReply, ServiceError};
 use crate::format::manifest::{Manifest, ManifestDelta};
 use crate::ids::{Digest, ImageName, Sha256};
-use crate::store::{HistoryEntry, Intent, Published, Txn, stop};
+use crate::store::{Intent, Published, Txn};
 use crate::swarm::link::Link;
 use crate::units::Bytes;
 use std::collections::BTreeMap;
@@ -35,13 +35,7 @@ impl Engine {
         let sha256 = txn.commit_manifest(&manifest.encode()?)?;
         let published = self.note_manifest(sha256)?;
         let total_bytes = Bytes(manifest.deltas.iter().map(|delta| delta.len.0).sum());
-        let record = self.store.update_image(&ask.name, |record| {
-            if record.published != Some(published) {
-                record.published = Some(published);
-                record.history.push(HistoryEntry::now("publish", &published.info_hash.to_string()));
-            }
-        })?;
-        stop::point("publish.recorded");
+        let record = txn.finish_publish(&ask.name, published)?;
         self.index(|catalog| catalog.put_image(&record))?;
         txn.done()?;
         Ok(PublishReply {
