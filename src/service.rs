@@ -20,6 +20,7 @@ mod pull;
 mod reply;
 mod request;
 mod seeding;
+mod watch;
 
 pub use engine::{Stores, fuse_serve};
 pub use environment::exempt_loopback_from_proxy;
