@@ -20,7 +20,10 @@ mod verifier;
 
 pub use fetch::FetchError;
 pub use metadata::MetadataError;
-pub use node::{Fetched, ObjectItem, Peer, Step, Swarm, SwarmConfig, SwarmError, TorrentPeers, Watcher, proxy_problem, public_bootstrap};
+pub use node::{
+    Fetched, ObjectItem, Peer, Step, Swarm, SwarmConfig, SwarmError, TorrentPeers, Watcher, exempt_from_proxy, proxy_problem,
+    public_bootstrap,
+};
 pub use peers::FoundBy;
 
 #[cfg(all(test, feature = "root-tests"))]

@@ -155,6 +155,10 @@ impl Host {
         self.with(|torrents| torrents.get(&info_hash)?.ready.clone())
     }
 
+    pub fn is_seeded(&self, info_hash: InfoHash) -> bool {
+        self.ready(info_hash).is_some()
+    }
+
     /// Gives an info-hash up, and takes its torrent out of the engine.
     pub async fn close(&self, info_hash: InfoHash) {
         self.engine.remove(info_hash).await;

@@ -7,6 +7,7 @@ use crate::units::Bytes;
 use librqbit::storage::{BoxStorageFactory, StorageFactory, StorageFactoryExt, TorrentStorage};
 use librqbit::{ManagedTorrentShared, TorrentMetadata};
 use librqbit_core::lengths::ValidPieceIndex;
+use rustix::fs::FlockOperation;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -116,6 +117,8 @@ pub struct PartFile {
     /// Nothing was ever written: reads are refused, which spares the engine a check of nothing but zeros.
     blank: AtomicBool,
     pieces: UnboundedSender<u32>,
+    /// Two writers of one file would each undo what the other believes.
+    _lock: File,
 }
 
 #[derive(Debug)]
@@ -127,25 +130,16 @@ struct Writable {
 impl PartFile {
     /// Opens `path` where it was left, or anew. A file that has got a second name is an object: it is left alone, and only this
     /// name of it is given up.
+    ///
+    /// Errors: [`io::ErrorKind::WouldBlock`] while another process, or another fetch of this one, has it.
     pub fn open(path: &Path, len: Bytes, pieces: UnboundedSender<u32>) -> io::Result<PartFile> {
-        match std::fs::symlink_metadata(path) {
-            Ok(found) if found.is_file() && found.nlink() == 1 => {
-                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-            }
-            Ok(_) => std::fs::remove_file(path)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        let blank = !path.exists();
-        let mut options = OpenOptions::new();
-        options
+        let (lock, blank) = lock_part(path)?;
+        lock.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW);
-        let file = options.open(path)?;
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path)?;
         file.set_len(len.0)?;
         Ok(PartFile {
             path: path.into(),
@@ -157,6 +151,7 @@ impl PartFile {
             failed: Mutex::new(None),
             blank: AtomicBool::new(blank),
             pieces,
+            _lock: lock,
         })
     }
 
@@ -207,6 +202,41 @@ impl PartFile {
         self.blank.store(false, Ordering::Release);
         Ok(())
     }
+}
+
+/// The file at `path`, locked, and whether it is new. It is looked at only under its lock.
+fn lock_part(path: &Path) -> io::Result<(File, bool)> {
+    loop {
+        let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match create_new(path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                other => {
+                    let file = other?;
+                    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+                    return Ok((file, true));
+                }
+            },
+            Err(_) if path.is_symlink() => {
+                std::fs::remove_file(path)?;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        let ours = file.metadata()?;
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if (found.dev(), found.ino()) != (ours.dev(), ours.ino()) => {}
+            Ok(found) if found.is_file() && found.nlink() == 1 => return Ok((file, false)),
+            Ok(_) => std::fs::remove_file(path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn create_new(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 impl Backing for PartFile {
