@@ -159,7 +159,7 @@ impl Catalog {
             return Ok(());
         }
         for change in &untold {
-            let Ok(names) = &change.names else { return self.rebuild(store) };
+            let Some(names) = &change.names else { return self.rebuild(store) };
             for name in names {
                 match store.image(name) {
                     Ok(record) => self.put_image(&record)?,

@@ -130,7 +130,7 @@ fn what_nobody_told_is_learnt_by_the_next_opener() {
     assert!(store.untold().unwrap().is_empty() && !store.index_marker().exists());
 
     store.clone_image(&name("a"), &name("e"), fresh()).unwrap().1.done_untold().unwrap();
-    std::fs::write(store.root().join("journal/x.untold"), "damage").unwrap();
+    std::fs::write(store.root().join("catalog.untold/x"), "damage").unwrap();
     assert_eq!(names(&Catalog::open(&store).unwrap()), ["a", "d", "e"]);
     assert!(store.untold().unwrap().is_empty());
 }
