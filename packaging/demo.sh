@@ -75,6 +75,11 @@ our_mounts() {
     awk '{ print $5 }' /proc/self/mountinfo | grep -E "^$demo/|^/run/blockbt/(${store_ids:-no store})(/|\$)" | tac
 }
 
+# Also those whose file is deleted: an import that was cut short.
+our_loops() {
+    losetup --list --noheadings --output NAME,BACK-FILE | grep -E "$state/|/run/blockbt/(${store_ids:-no store})/" | awk '{ print $1 }'
+}
+
 # Removes everything a run can have made, but the cache and (for vm-test) the stores' files.
 clean() {
     local host root image mount device
@@ -88,15 +93,13 @@ clean() {
     done
     stop TERM
     # What follows finds nothing to do after an orderly end.
-    for mount in $(our_mounts | grep -v '^/run/blockbt/'); do umount "$mount" 2>/dev/null || umount --lazy "$mount" || true; done
-    if [ -n "$store_ids" ]; then
-        for device in $(losetup --list --noheadings --output NAME,BACK-FILE | grep -E "$store_ids" | awk '{ print $1 }'); do
-            umount --all-targets "$device" 2>/dev/null || true
-            losetup --detach "$device" 2>/dev/null || true
-        done
-    fi
-    for mount in $(our_mounts); do umount "$mount" 2>/dev/null || umount --lazy "$mount" || true; done
     stop KILL
+    for mount in $(our_mounts | grep -v '^/run/blockbt/'); do umount "$mount" 2>/dev/null || umount --lazy "$mount" || true; done
+    for device in $(our_loops); do
+        umount --all-targets "$device" 2>/dev/null || true
+        losetup --detach "$device" 2>/dev/null || true
+    done
+    for mount in $(our_mounts); do umount "$mount" 2>/dev/null || umount --lazy "$mount" || true; done
     for host in a b boot; do
         [ ! -e "/run/netns/$tag-$host" ] || ip netns delete "$tag-$host"
     done
@@ -114,7 +117,12 @@ finish() {
     if [ -n "$busy" ]; then kill "$busy" 2>/dev/null || true; wait "$busy" 2>/dev/null || true; fi
     [ $status = 0 ] || printf '\n%scleaning up%s\n' "$bold" "$plain" >&2
     clean || true
-    left=$(our_mounts; our_processes; ip netns list | grep "^$tag-" || true)
+    # A loop device goes with its last user, which may take a moment.
+    for _ in $(seq 20); do
+        left=$(our_mounts; our_loops; our_processes; ip netns list | grep "^$tag-" || true)
+        [ -n "$left" ] || break
+        sleep 0.2
+    done
     if [ -n "$left" ]; then
         printf 'left behind: %s\n' "$left" >&2
         [ $status != 0 ] || status=1

@@ -25,7 +25,7 @@ pub use survey::{AttachState, Condition, states, sweep};
 
 use crate::ids::{ImageId, ImageName};
 use crate::kernel::{loops, mounts};
-use crate::store::{ImageLock, ImageRecord, Store, StoreError};
+use crate::store::{ImageLock, Store, StoreError};
 use place::{Place, RootIdentity, RunLock};
 use run::Target;
 use seen::{LoopSeen, Seen};
@@ -40,6 +40,8 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, Default)]
 pub struct AttachOptions {
     pub read_only: bool,
+    /// For this process alone: when it dies, or drops the [`Attached`], the next sweep takes the device away.
+    pub temporary: bool,
     /// The program that serves; [`Program::installed`] unless said.
     pub program: Option<Program>,
 }
@@ -49,7 +51,7 @@ pub struct AttachOptions {
 pub struct Attached {
     pub device: PathBuf,
     pub read_only: bool,
-    /// Of an image that is still being made: when this is dropped and the image still attached, the next sweep takes it away.
+    /// Of a temporary one.
     _owner: Option<File>,
 }
 
@@ -60,48 +62,6 @@ pub fn attach(store: &Store, name: &ImageName, options: &AttachOptions) -> Resul
     let place = Place::of(store, ImageId::of(name));
     let run_lock = place.lock(name)?;
     attach_in(store, name, &place, &run_lock, options, None)
-}
-
-/// Attaches an image that is being made in `dir` and is not in the store yet. `lock` is its lock.
-///
-/// The image is [`detach`]ed by its name; if this process dies before, by the next [`sweep`].
-pub fn attach_prepared(
-    store: &Store,
-    record: &ImageRecord,
-    dir: &Path,
-    lock: &ImageLock,
-    options: &AttachOptions,
-) -> Result<Attached, AttachError> {
-    let place = Place::of(store, record.id());
-    let _run_lock = place.lock(&record.name)?;
-    check_owner(store, &place)?;
-    clear(&record.name, &place)?;
-    let own = || place.make().and_then(|()| place.own());
-    let owner = own().map_err(|source| AttachError::Io {
-        doing: "take",
-        path: place.dir(),
-        source,
-    })?;
-    let program = options.program.clone().unwrap_or_else(Program::installed);
-    let mut target = Target {
-        store,
-        record: record.clone(),
-        dir: dir.into(),
-        lock,
-        prepared: true,
-        program,
-    };
-    let wanted = plan::Wanted {
-        read_only: options.read_only,
-        has_head: record.head.is_some(),
-        mount: None,
-    };
-    let device = go(&plan::attach(&wanted), &place, &mut target)?;
-    Ok(Attached {
-        device,
-        read_only: options.read_only,
-        _owner: Some(owner),
-    })
 }
 
 /// Attaches an image and mounts its file system at `dir`; an image that is attached and not mounted is just mounted.
@@ -225,6 +185,14 @@ fn attach_in(
         has_head: record.head.is_some(),
         mount: mount.map(|dir| (dir, file_system.as_str())),
     };
+    let owner = match options.temporary {
+        true => Some(place.make().and_then(|()| place.own()).map_err(|source| AttachError::Io {
+            doing: "take",
+            path: place.dir(),
+            source,
+        })?),
+        false => None,
+    };
     let steps = plan::attach(&wanted);
     let dir = store.image_dir(place.image);
     let device = go(
@@ -235,14 +203,13 @@ fn attach_in(
             record,
             dir,
             lock: &lock,
-            prepared: false,
             program,
         },
     )?;
     Ok(Attached {
         device,
         read_only,
-        _owner: None,
+        _owner: owner,
     })
 }
 

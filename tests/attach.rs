@@ -138,6 +138,7 @@ impl Drop for Rig {
 fn options() -> AttachOptions {
     AttachOptions {
         read_only: false,
+        temporary: false,
         program: Some(Program::at(env!("CARGO_BIN_EXE_blockbtd"))),
     }
 }
@@ -453,21 +454,21 @@ fn a_mount_that_fails_is_undone_down_to_the_server() {
 }
 
 #[test]
-fn an_image_in_the_making_is_swept_when_its_maker_is_gone() {
+fn a_temporary_device_is_swept_when_its_maker_is_gone() {
     let rig = Rig::new();
-    let name = ImageName::new("new").unwrap();
-    let txn = rig.store.begin(Intent::Import { name: name.clone() }).unwrap();
-    let lock = txn.new_image().unwrap();
-    let record = ImageRecord::new(name.clone(), SIZE, "ext4");
-    let made = attach::attach_prepared(&rig.store, &record, &txn.image_dir(), &lock, &options()).unwrap();
-    run("mkfs.ext4", &["-q", text(&made.device)]);
+    let (name, _) = rig.formatted("web");
+    attach::detach(&rig.store, &name).unwrap();
+    let temporary = AttachOptions {
+        temporary: true,
+        ..options()
+    };
+    let made = attach::attach(&rig.store, &name, &temporary).unwrap();
     assert!(attach::sweep(&rig.store).unwrap().is_empty(), "its maker lives");
     assert_eq!(rig.state(&name), Some(Condition::Attached));
     drop(made);
     assert_eq!(rig.state(&name), Some(Condition::Leftover));
     assert_eq!(attach::sweep(&rig.store).unwrap(), [ImageId::of(&name)]);
     rig.assert_clean(&name);
-    drop((lock, txn));
 }
 
 #[test]

@@ -1,9 +1,10 @@
-"""Two deltas written by hand from the byte table in kernel-notes/, to prove the harness: blockbt's code has no part in them."""
+"""Deltas written by hand from the byte table in kernel-notes/, to prove the harness: blockbt's code has no part in them."""
 
-import hashlib
 import os
 import random
 import struct
+
+from chains import MIB, expect, new_case
 
 
 def delta(path, chunk_size, chunks):
@@ -23,26 +24,18 @@ def delta(path, chunk_size, chunks):
         file.truncate(max(1 + (areas - 1) * (per_area + 1) + 1, len(items) + areas + 1) * chunk_size)
 
 
-def chain(window, flip):
-    """base (64 KiB chunks, 8 MiB), a shrink to 4 MiB, a growth to 12 MiB. With `flip`, one bit of the newest delta is wrong."""
+def chain(window, name):
+    """base (64 KiB chunks, 8 MiB), a shrink to 4 MiB, a growth to 12 MiB."""
     rng = random.Random(7)
-    mib = 1 << 20
-    disk = bytearray(12 * mib)
-    layers = [(65536, 8 * mib, 40), (4096, 4 * mib, 256), (4096, 12 * mib, 600)]
-    with open(os.path.join(window, "chain.tsv"), "w") as listing:
-        for number, (chunk_size, size, count) in enumerate(layers):
-            disk[size:] = bytes(12 * mib - size)
-            chunks = {}
-            for at in rng.sample(range(size // chunk_size), count):
-                chunks[at] = bytes(chunk_size) if rng.random() < 0.1 else rng.randbytes(chunk_size)
-                disk[at * chunk_size:(at + 1) * chunk_size] = chunks[at]
-            delta(os.path.join(window, f"{number:04}.delta"), chunk_size, chunks)
-            listing.write(f"{number:04}.delta\t{size}\n")
-    with open(os.path.join(window, "expected.sha256"), "w") as expected:
-        expected.write(hashlib.sha256(disk).hexdigest())
-    if flip:
-        with open(os.path.join(window, "0002.delta"), "r+b") as file:
-            file.seek(2 * 4096 + 17)
-            byte = file.read(1)[0]
-            file.seek(-1, 1)
-            file.write(bytes([byte ^ 1]))
+    disk = bytearray(12 * MIB)
+    layers = [(65536, 8 * MIB, 40), (4096, 4 * MIB, 256), (4096, 12 * MIB, 600)]
+    case = new_case(window, name, [(f"{number:04}.delta", size) for number, (_, size, _) in enumerate(layers)])
+    for number, (chunk_size, size, count) in enumerate(layers):
+        disk[size:] = bytes(12 * MIB - size)
+        chunks = {}
+        for at in rng.sample(range(size // chunk_size), count):
+            chunks[at] = bytes(chunk_size) if rng.random() < 0.1 else rng.randbytes(chunk_size)
+            disk[at * chunk_size:(at + 1) * chunk_size] = chunks[at]
+        delta(os.path.join(case, f"{number:04}.delta"), chunk_size, chunks)
+    expect(case, ((at // MIB, bytes(disk[at:at + MIB])) for at in range(0, len(disk), MIB)))
+    return case

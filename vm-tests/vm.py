@@ -36,15 +36,14 @@ class Vm:
         shutil.rmtree(self.uml, ignore_errors=True)
 
     def wait_for(self, name, seconds):
-        """Waits until the guest has made the file `name` in the window; returns its text."""
+        """Waits until the guest has made the file `name` in the window."""
         path, end = os.path.join(self.window, name), time.monotonic() + seconds
         while not os.path.exists(path):
             if self.process.poll() is not None:
-                raise Failure(f"the guest ended without {name}", self.window)
+                raise Failure(f"the guest ended without {name}: {self.result()}", self.window)
             if time.monotonic() > end:
                 raise Failure(f"no {name} after {seconds} s", self.window)
             time.sleep(0.05)
-        return open(path).read()
 
     def finish(self, seconds):
         """Waits for the guest to switch itself off, and for its good result."""
@@ -54,10 +53,16 @@ class Vm:
             raise Failure(f"still running after {seconds} s", self.window) from None
         finally:
             self.kill()
-        result = os.path.join(self.window, "result")
-        said = open(result).read().strip() if os.path.exists(result) else "no result: the kernel did not reach the script's end"
-        if said != "ok":
-            raise Failure(said, self.window)
+        if self.result() != "ok":
+            raise Failure(self.result(), self.window)
+
+    def result(self):
+        """What the guest's script ended with."""
+        path = os.path.join(self.window, "result")
+        if not os.path.exists(path):
+            return "no result: the kernel did not reach the script's end"
+        with open(path) as file:
+            return file.read().strip()
 
     def __enter__(self):
         return self

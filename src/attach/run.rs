@@ -59,14 +59,12 @@ impl StepError {
     }
 }
 
-/// The image to attach: one of the store's, or one that is still being made.
+/// The image to attach.
 pub struct Target<'a> {
     pub store: &'a Store,
     pub record: ImageRecord,
     pub dir: PathBuf,
     pub lock: &'a ImageLock,
-    /// It is being made: it is not in the store yet.
-    pub prepared: bool,
     pub program: Program,
 }
 
@@ -200,18 +198,12 @@ fn make_head(target: &mut Target) -> Result<(), StepError> {
         smallest_size: target.record.virtual_size,
         chunk_size: ChunkSize::HEAD.bytes(),
     };
-    target.record.head = Some(head);
-    if !target.prepared {
-        target.record = target.store.update_image(&target.record.name, |record| record.head = Some(head))?;
-    }
+    target.record = target.store.update_image(&target.record.name, |record| record.head = Some(head))?;
     Ok(())
 }
 
 fn start_server(place: &Place, target: &Target, read_only: bool) -> Result<(), StepError> {
-    let delta = |index: usize, digest: &crate::ids::Digest| match target.prepared {
-        true => target.store.object_paths(digest).delta,
-        false => target.store.delta_path(&target.record.name, index),
-    };
+    let delta = |index: usize, _: &crate::ids::Digest| target.store.delta_path(&target.record.name, index);
     let files = DiskFiles::of(&target.record, delta, target.dir.join("head.delta"), read_only);
     place.write_disk(&files).map_err(StepError::io("write disk.json in", place.dir()))?;
     let lock = target.lock.inheritable().map_err(StepError::io("copy the lock of", &target.dir))?;

@@ -9,8 +9,8 @@ use super::{ErrorKind, Export, ExportReply, Progress, ServiceError};
 use crate::attach::{self, AttachOptions};
 use crate::chain::{Change, Source, union};
 use crate::files;
-use crate::ids::ImageName;
-use crate::store::ImageRecord;
+use crate::ids::{ImageId, ImageName};
+use crate::store::{ImageRecord, Store};
 use crate::units::{Bytes, DiskChunk};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -83,13 +83,17 @@ impl Engine {
 
     /// Through a read-only mount of its own.
     fn export_tar(&self, name: &ImageName, target: &File, progress: &dyn Progress) -> Result<u64, ServiceError> {
-        let dir = self.store.run_dir().join(format!("export-{}", std::process::id()));
+        let dir = self
+            .store
+            .run_dir()
+            .join(format!("{PLACE}{}-{}", std::process::id(), ImageId::of(name)));
         let _place = Place::new(&dir)?;
         let options = AttachOptions {
             read_only: true,
+            temporary: true,
             program: None,
         };
-        attach::mount(&self.store, name, &dir, &options)?;
+        let _mine = attach::mount(&self.store, name, &dir, &options)?;
         let mut out = BufWriter::with_capacity(1 << 20, target);
         let mut tell = |bytes, _| progress.update("write", bytes, None);
         let written = files::open_root(&dir)
@@ -100,6 +104,26 @@ impl Engine {
         out.flush()
             .map_err(|error| ServiceError::new(ErrorKind::Failed, "writing the archive").because(Some(&error)))?;
         Ok(stats.entries)
+    }
+}
+
+/// What a mount directory's name begins with, before the number of the process that made it and the image's id.
+const PLACE: &str = "export-";
+
+/// Removes the mount directories of dead exporters; what they had mounted went with their devices.
+pub(super) fn sweep(store: &Store) {
+    let Ok(entries) = fs::read_dir(store.run_dir()) else { return };
+    for entry in entries.filter_map(Result::ok) {
+        let name = entry.file_name();
+        let pid = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(PLACE)?.split_once('-'))
+            .map(|(pid, _)| pid);
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
+            && let Err(error) = fs::remove_dir(entry.path())
+        {
+            tracing::warn!(dir = %entry.path().display(), cause = %error, "a mount directory stays");
+        }
     }
 }
 

@@ -82,7 +82,10 @@ impl Engine {
 }
 
 fn options(read_only: bool) -> AttachOptions {
-    AttachOptions { read_only, program: None }
+    AttachOptions {
+        read_only,
+        ..AttachOptions::default()
+    }
 }
 
 /// Only when it is empty and nothing is mounted there.

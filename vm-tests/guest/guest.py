@@ -1,16 +1,18 @@
-"""Guest: calls the host's blockbt-ctl on the store in the window."""
+"""Guest: calls the host's blockbt-ctl."""
 
 import json
-import os
 import subprocess
 
-os.makedirs("/mnt/web", exist_ok=True)
+
+def command(store, *words):
+    with open("/run/window/ctl") as file:
+        program = file.read().strip()
+    return [program, "--root", store, "--no-daemon", "--json", *words]
 
 
-def ctl(*words):
-    program = open("/run/window/ctl").read().strip()
-    done = subprocess.run([program, "--root", "/run/window/store", "--no-daemon", *words], text=True, capture_output=True)
-    print(f"blockbt-ctl {' '.join(words)}: {done.returncode} {done.stdout}{done.stderr}", flush=True)
+def ctl(store, *words):
+    done = subprocess.run(command(store, *words), text=True, capture_output=True)
+    print(f"{store}: {' '.join(words)}: {done.returncode} {done.stdout}{done.stderr}", flush=True)
     if done.returncode:
         raise SystemExit(f"blockbt-ctl {words[0]} ended with {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1]) if "--json" in words else None
+    return [json.loads(line) for line in done.stdout.splitlines()]

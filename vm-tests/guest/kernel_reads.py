@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import os
+import time
 
 import dm
 
@@ -25,4 +26,4 @@ for path in paths:
     for name in ("blockbt-test-top", "blockbt-test-zero"):
         dm.remove(name)
     dm.run("losetup", "--detach", device)
-    print(f"{os.path.basename(path)}: {len(expected)} chunks", flush=True)
+    print(f"{time.monotonic():.1f} {os.path.basename(path)}: {len(expected)} chunks", flush=True)

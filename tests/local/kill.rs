@@ -1,0 +1,269 @@
+//! `kill -9` at every stop point, of the command and of the daemon, and of what serves a mounted image.
+
+use super::rig::{Rig, noise, run, text};
+use blockbt::store::stop::STOP_POINTS;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Where a verb has happened although it was killed: from this point on.
+const DECISIVE: [(&str, &str); 8] = [
+    ("create", "create.renamed"),
+    ("import", "import.renamed"),
+    ("clone", "clone.renamed"),
+    ("commit", "commit.recorded"),
+    ("rename", "rename.renamed"),
+    ("rm", "rm.renamed"),
+    ("gc", "gc.delta"),
+    ("publish", "publish.recorded"),
+];
+
+fn verb_of(point: &str) -> &str {
+    point.split_once('.').unwrap().0
+}
+
+fn has_happened(point: &str) -> bool {
+    let (_, decisive) = DECISIVE.iter().find(|(verb, _)| *verb == verb_of(point)).unwrap();
+    let place = |wanted: &str| STOP_POINTS.iter().position(|point| *point == wanted).unwrap();
+    place(point) >= place(decisive)
+}
+
+/// A store with the image `old`, and what the verb needs besides.
+fn prepared(verb: &str) -> Rig {
+    let rig = Rig::new();
+    let source = rig.make_dir("source");
+    fs::write(source.join("file"), noise(1, 300_000)).unwrap();
+    rig.ok(&["import", "old", text(&source), "--size", "64M"]);
+    match verb {
+        "commit" => change(&rig, "old"),
+        "gc" => {
+            rig.ok(&["create", "junk", "--size", "64M"]);
+            rig.ok(&["rm", "junk"]);
+        }
+        _ => {}
+    }
+    rig
+}
+
+/// Writes something into an image.
+fn change(rig: &Rig, name: &str) {
+    let mnt = rig.make_dir("mnt");
+    rig.ok(&["mount", name, text(&mnt)]);
+    fs::write(mnt.join("new"), noise(2, 200_000)).unwrap();
+    rig.ok(&["umount", name]);
+}
+
+fn words(rig: &Rig, verb: &str) -> Vec<String> {
+    let source = rig.path("source");
+    let words: &[&str] = match verb {
+        "create" => &["create", "new", "--size", "64M"],
+        "import" => &["import", "new", text(&source), "--size", "64M"],
+        "clone" => &["clone", "old", "new"],
+        "commit" => &["commit", "old"],
+        "rename" => &["rename", "old", "new"],
+        "rm" => &["rm", "old"],
+        "gc" => &["gc"],
+        "publish" => &["publish", "old"],
+        other => panic!("no test for {other}"),
+    };
+    words.iter().map(|word| word.to_string()).collect()
+}
+
+/// The verb is wholly done or wholly undone, and can be said again.
+fn assert_settled(rig: &Rig, point: &str, before: &[u8]) {
+    let (verb, done) = (verb_of(point), has_happened(point));
+    let names = rig.names();
+    rig.assert_sound(point);
+    let there: &[&str] = match (verb, done) {
+        ("create" | "import" | "clone", true) => &["new", "old"],
+        ("rename", true) => &["new"],
+        ("rm", true) => &[],
+        _ => &["old"],
+    };
+    assert_eq!(names, there, "{point}");
+    if let Some(old) = names.last().filter(|_| verb != "create" && verb != "import") {
+        assert!(rig.raw(old) == before, "{point}: the disk of {old} has changed");
+    }
+    if verb == "clone" && done {
+        assert!(rig.raw("new") == before, "{point}: the clone differs");
+    }
+    let again = words(rig, verb);
+    let again: Vec<&str> = again.iter().map(String::as_str).collect();
+    match (verb, done) {
+        ("create" | "import" | "clone", true) => {
+            rig.fails(&again, 4);
+        }
+        ("rename" | "rm", true) => {
+            rig.fails(&again, 3);
+        }
+        ("commit", _) => {
+            let deltas = rig.json(&["info", "old"])["chain"].as_array().unwrap().len();
+            assert_eq!(deltas, if done { 2 } else { 1 }, "{point}");
+            assert_eq!(rig.ok(&again).contains("nothing to commit"), done, "{point}");
+            assert!(rig.raw("old") == before, "{point}: the disk has changed with the second commit");
+        }
+        ("publish", _) => {
+            let published = &rig.json(&["info", "old"])["published"];
+            assert_eq!(published.is_object(), done, "{point}: {published}");
+            let link = rig.json(&again)["link"].clone();
+            assert_eq!(rig.json(&["info", "old"])["published"]["link"], link, "{point}");
+        }
+        ("gc", _) => {
+            rig.ok(&again);
+            let left = rig.json(&["gc", "--dry-run"]);
+            assert_eq!((&left["freed_bytes"], &left["kept_objects"]), (&0.into(), &1.into()), "{point}: {left}");
+        }
+        _ => {
+            rig.ok(&again);
+        }
+    }
+    rig.assert_sound(point);
+}
+
+fn kill_at_all_points_of(verb: &str) {
+    let points: Vec<&str> = STOP_POINTS.iter().copied().filter(|point| verb_of(point) == verb).collect();
+    assert!(points.len() > 1, "{verb} has lost its stop points");
+    for point in points {
+        let rig = prepared(verb);
+        let before = rig.raw("old");
+        let killed = rig.command(&words(&rig, verb)).env("BLOCKBT_STOP_AT", point).status().unwrap();
+        assert_eq!(
+            std::os::unix::process::ExitStatusExt::signal(&killed),
+            Some(9),
+            "{point} was not reached"
+        );
+        assert_settled(&rig, point, &before);
+    }
+}
+
+#[test]
+fn every_stop_point_is_tested() {
+    for point in STOP_POINTS {
+        let verb = verb_of(point);
+        // pull has its own tests, with a second host.
+        assert!(verb == "pull" || DECISIVE.iter().any(|(tested, _)| *tested == verb), "{point}");
+    }
+}
+
+#[test]
+fn a_killed_create_happened_or_did_not() {
+    kill_at_all_points_of("create");
+}
+
+#[test]
+fn a_killed_import_happened_or_did_not() {
+    kill_at_all_points_of("import");
+}
+
+#[test]
+fn a_killed_clone_happened_or_did_not() {
+    kill_at_all_points_of("clone");
+}
+
+#[test]
+fn a_killed_commit_happened_or_did_not() {
+    kill_at_all_points_of("commit");
+}
+
+#[test]
+fn a_killed_rename_happened_or_did_not() {
+    kill_at_all_points_of("rename");
+}
+
+#[test]
+fn a_killed_rm_happened_or_did_not() {
+    kill_at_all_points_of("rm");
+}
+
+#[test]
+fn a_killed_gc_goes_on_with_the_next() {
+    kill_at_all_points_of("gc");
+}
+
+#[test]
+fn a_killed_publish_happened_or_did_not() {
+    kill_at_all_points_of("publish");
+}
+
+#[test]
+fn a_daemon_killed_in_a_verb_leaves_what_a_killed_command_does() {
+    let points = [
+        "create.object",
+        "import.mounted",
+        "clone.renamed",
+        "commit.linked",
+        "commit.recorded",
+        "rename.renamed",
+        "rm.renamed",
+        "gc.delta",
+        "publish.manifest",
+    ];
+    for point in points {
+        let verb = verb_of(point);
+        let mut rig = prepared(verb);
+        let before = rig.raw("old");
+        rig.start_daemon(Some(point));
+        let asked = rig.ctl(&words(&rig, verb));
+        assert!(asked.code == Some(1) && asked.err.contains("daemon"), "{point}: {asked:?}");
+        assert_eq!(rig.wait_daemon(), Some(9), "{point} was not reached");
+        assert_settled(&rig, point, &before);
+    }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) {
+    let mut file = File::create(path).unwrap();
+    file.write_all(bytes).unwrap();
+    file.sync_all().unwrap();
+    File::open(path.parent().unwrap()).unwrap().sync_all().unwrap();
+}
+
+#[test]
+fn what_was_synced_survives_the_server_s_death_and_the_next_verb_cleans_up() {
+    for next in [&["list"][..], &["info", "old"], &["check", "old"], &["commit", "old"]] {
+        let rig = prepared("");
+        let mnt = rig.make_dir("mnt");
+        rig.ok(&["mount", "old", text(&mnt)]);
+        let content = noise(3, 2_000_000);
+        write_synced(&mnt.join("synced"), &content);
+        let servers = rig.servers();
+        assert_eq!(servers.len(), 1);
+        run("kill", &["-9", &servers[0].to_string()]);
+        let start = Instant::now();
+        while !rig.servers().is_empty() {
+            assert!(start.elapsed() < Duration::from_secs(10), "a killed server goes");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        rig.ok(next);
+        rig.assert_sound(next[0]);
+        rig.ok(&["mount", "old", text(&mnt)]);
+        assert!(fs::read(mnt.join("synced")).unwrap() == content, "{next:?}");
+        rig.ok(&["umount", "old"]);
+        let device = rig.ok(&["attach", "old"]);
+        run("e2fsck", &["-fn", device.trim()]);
+        rig.ok(&["detach", "old"]);
+        rig.assert_sound(next[0]);
+    }
+}
+
+#[test]
+fn a_killed_daemon_leaves_what_is_mounted_mounted() {
+    let mut rig = prepared("");
+    let mnt = rig.make_dir("mnt");
+    rig.start_daemon(None);
+    rig.ok(&["mount", "old", text(&mnt)]);
+    write_synced(&mnt.join("before"), b"1");
+    rig.kill_daemon();
+    write_synced(&mnt.join("after"), b"2");
+    rig.fails(&["commit", "old"], 4);
+    rig.start_daemon(None);
+    let entry = rig.json(&["list"]);
+    assert_eq!(entry["dir"], text(&mnt), "{entry}");
+    rig.stop_daemon();
+    assert_eq!(fs::read(mnt.join("after")).unwrap(), b"2");
+    rig.ok(&["umount", "old"]);
+    rig.assert_sound("umount");
+    rig.ok(&["mount", "old", text(&mnt)]);
+    assert_eq!(fs::read(mnt.join("before")).unwrap(), b"1");
+    assert_eq!(fs::read(mnt.join("after")).unwrap(), b"2");
+}

@@ -1,0 +1,8 @@
+//! The local verbs as a user has them: the real programs, a real kernel, no library calls but to tidy up.
+#![cfg(feature = "root-tests")]
+
+mod full_disk;
+mod kill;
+mod rig;
+mod together;
+mod verbs;
