@@ -58,6 +58,19 @@ fn a_stale_index_is_made_again_by_its_next_opener() {
 }
 
 #[test]
+fn the_first_opener_after_a_boot_indexes_again() {
+    let (_dir, store) = store();
+    let catalog = Catalog::open(&store).unwrap();
+    make_image(&store, "a");
+    drop(catalog);
+    let catalog = Catalog::open(&store).unwrap();
+    assert_eq!(names(&catalog), [""; 0]);
+    catalog.db.insert(FINISHED, b"the boot before").unwrap();
+    drop(catalog);
+    assert_eq!(names(&Catalog::open(&store).unwrap()), ["a"]);
+}
+
+#[test]
 fn a_damaged_index_is_made_again() {
     let (_dir, store) = store();
     make_image(&store, "a");

@@ -100,8 +100,9 @@ impl Intent {
         }
     }
 
-    /// Whether all its work is in its own folder until its image gets its name: before that, the entry need not be on disk.
-    pub(super) fn ends_with_its_name(&self) -> bool {
+    /// Whether one rename is all that it does outside of its own folder. Then nothing is ever undone or completed, and its entry only says what
+    /// the catalogue has to learn: it need not survive a power cut, after which the catalogue is made again.
+    fn is_one_rename(&self) -> bool {
         matches!(self, Intent::Clone { .. })
     }
 
@@ -167,7 +168,7 @@ impl Store {
         };
         let bytes = serde_json::to_vec(&entry).expect("an entry has only JSON's own types");
         let path = self.entry_path(&txn.id);
-        let written = match txn.intent.ends_with_its_name() {
+        let written = match txn.intent.is_one_rename() {
             true => fs::write_unsynced(&path, &bytes, 0o600),
             false => fs::replace(&path, &dir.join("entry"), &bytes, 0o600),
         };
@@ -203,7 +204,7 @@ pub(super) fn read_entry_at(path: &Path) -> Result<Option<Intent>, StoreError> {
         Err(error) if error.is_missing() => return Ok(None),
         other => other?,
     };
-    // Lost to a power cut before it was on disk, and that is before what it announces.
+    // One that was not synced, and that a power cut took the bytes of: its work needs none to be tidied up.
     if bytes.iter().all(|byte| *byte == 0) {
         return Ok(None);
     }
@@ -250,11 +251,6 @@ impl Txn {
 
     pub(super) fn verb(&self) -> &'static str {
         self.intent.verb()
-    }
-
-    /// Its journal entry, if that is still to be synced.
-    pub(super) fn unsynced_entry(&self) -> Option<PathBuf> {
-        self.intent.ends_with_its_name().then(|| self.entry_path())
     }
 
     pub(super) fn id(&self) -> &str {

@@ -1,7 +1,7 @@
 //! What the catalogue has not heard: of images that were cloned, renamed or removed without opening it.
 //!
 //! Refuses to know the catalogue. Invariant: from before a change until it is told, its journal entry is in `journal/` or, once the work is whole,
-//! in `catalog.untold/`; wherever a power cut leaves it, the catalogue's next opener learns of the change.
+//! in `catalog.untold/`. A power cut may take it: after that the catalogue is made again anyway.
 
 use super::error::StoreError;
 use super::txn::{Txn, read_entry_at};
@@ -58,7 +58,6 @@ impl Txn {
         stop::step(self.verb(), "done");
         let dir = self.store().untold_dir();
         let made = fs::make_dir(&dir).or_else(|error| if error.is_exists() { Ok(()) } else { Err(error) });
-        // Not synced: should the entry be back in the journal, the next start finds a dead process's, and the whole catalogue is made again.
         match made.and_then(|()| fs::rename(&self.entry_path(), &dir.join(self.id()))) {
             // No room, now or for the entry of an `rm`.
             Err(error) if error.is_full() || error.is_missing() => self.store().mark_index_stale()?,

@@ -29,7 +29,10 @@ impl Filler {
 }
 
 fn take(path: &Path, size: u64) -> bool {
-    let taken = Command::new("fallocate").args(["-l", &size.to_string(), text(path)]).output().unwrap();
+    let taken = Command::new("fallocate")
+        .args(["-l", &size.to_string(), text(path)])
+        .output()
+        .unwrap();
     if !taken.status.success() {
         fs::remove_file(path).unwrap();
     }

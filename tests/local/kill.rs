@@ -112,7 +112,11 @@ fn assert_settled(rig: &Rig, point: &str, before: &[u8]) {
         ("gc", _) => {
             rig.ok(&again);
             let left = rig.json(&["gc", "--dry-run"]);
-            assert_eq!((&left["freed_bytes"], &left["kept_objects"]), (&0.into(), &1.into()), "{point}: {left}");
+            assert_eq!(
+                (&left["freed_bytes"], &left["kept_objects"]),
+                (&0.into(), &1.into()),
+                "{point}: {left}"
+            );
         }
         _ => {
             rig.ok(&again);

@@ -148,7 +148,8 @@ impl Rig {
         let log = File::create(self.path("daemon.log")).unwrap();
         let mut child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let start = Instant::now();
-        let answers = || self.root.join("VERSION").exists() && std::os::unix::net::UnixStream::connect(self.run_dir().join("daemon.sock")).is_ok();
+        let answers =
+            || self.root.join("VERSION").exists() && std::os::unix::net::UnixStream::connect(self.run_dir().join("daemon.sock")).is_ok();
         while !answers() {
             let log = || fs::read_to_string(self.path("daemon.log")).unwrap();
             assert!(child.try_wait().unwrap().is_none(), "{}", log());
@@ -203,12 +204,19 @@ impl Rig {
                 .filter(|at| (at.starts_with(&run_dir) || at.starts_with(dir)) && Some(at) != small)
                 .map(|at| format!("mount {}", at.display())),
         );
-        for folder in [self.root.join("tmp"), self.root.join("journal"), self.root.join("incoming"), run_dir] {
+        for folder in [
+            self.root.join("tmp"),
+            self.root.join("journal"),
+            self.root.join("incoming"),
+            run_dir,
+        ] {
             // "small" is where a swarm keeps what it fetches whole.
             let entries = fs::read_dir(&folder).into_iter().flatten().map(|entry| entry.unwrap().path());
             let lasts = |path: &PathBuf| {
                 let name = path.file_name().unwrap().to_str().unwrap();
-                name.ends_with("lock") || name.starts_with("daemon") || (["mnt", "small"].contains(&name) && path.read_dir().unwrap().next().is_none())
+                name.ends_with("lock")
+                    || name.starts_with("daemon")
+                    || (["mnt", "small"].contains(&name) && path.read_dir().unwrap().next().is_none())
             };
             left.extend(entries.filter(|path| !lasts(path)).map(|path| path.display().to_string()));
         }
@@ -284,7 +292,10 @@ pub fn text(path: &Path) -> &str {
 
 /// Runs a tool that is to succeed; returns its stdout.
 pub fn run(program: &str, words: &[&str]) -> String {
-    let output = Command::new(program).args(words).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let output = Command::new(program)
+        .args(words)
+        .output()
+        .unwrap_or_else(|e| panic!("{program}: {e}"));
     let said = Said::from(output);
     assert_eq!(said.code, Some(0), "{program} {words:?}: {said:?}");
     said.out
