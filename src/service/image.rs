@@ -4,9 +4,12 @@
 
 use super::engine::Engine;
 use super::{Clone, CloneReply, Gc, GcObject, GcReply, Rename, RenameReply, Rm, RmReply, ServiceError};
-use crate::store::{CloneHead, ObjectKind};
+use crate::store::{CloneHead, ObjectKind, Txn};
 use crate::units::{Bytes, ChunkSize};
 use std::time::Instant;
+
+/// How much the catalogue may have to catch up on.
+const MAX_UNTOLD: usize = 256;
 
 impl Engine {
     /// With what the source's head has, if it has one; that one must not be attached then.
@@ -18,7 +21,7 @@ impl Engine {
             None => CloneHead::Fresh(ChunkSize::HEAD),
         };
         let (record, txn) = self.store.clone_image(&ask.source, &ask.target, head)?;
-        txn.done_untold()?;
+        self.leave_untold(txn)?;
         Ok(CloneReply {
             name: ask.target,
             source: ask.source,
@@ -29,7 +32,7 @@ impl Engine {
 
     pub(super) fn rename(&self, ask: Rename) -> Result<RenameReply, ServiceError> {
         let (_, txn) = self.store.rename_image(&ask.from, &ask.to)?;
-        txn.done_untold()?;
+        self.leave_untold(txn)?;
         Ok(RenameReply {
             from: ask.from,
             to: ask.to,
@@ -38,7 +41,7 @@ impl Engine {
 
     pub(super) fn rm(&self, ask: Rm) -> Result<RmReply, ServiceError> {
         let txn = self.store.remove_image(&ask.name)?;
-        txn.done_untold()?;
+        self.leave_untold(txn)?;
         let left = self.store.gc(true, &|_| false)?;
         Ok(RmReply {
             name: ask.name,
@@ -72,6 +75,15 @@ impl Engine {
             freed_bytes: Bytes(report.freed.0),
             kept_objects: kept as u64,
         })
+    }
+
+    /// Ends a change of images that the catalogue may learn later; not ever later.
+    fn leave_untold(&self, txn: Txn) -> Result<(), ServiceError> {
+        txn.done_untold()?;
+        match self.store.untold_count()? {
+            0..MAX_UNTOLD => Ok(()),
+            _ => self.index(|_| Ok(())),
+        }
     }
 
     /// The catalogue and the swarm need not know of them any more.
