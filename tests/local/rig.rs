@@ -204,11 +204,11 @@ impl Rig {
                 .map(|at| format!("mount {}", at.display())),
         );
         for folder in [self.root.join("tmp"), self.root.join("journal"), self.root.join("incoming"), run_dir] {
-            // "small" is where a swarm keeps what it fetches whole.
+            // "small" is where a swarm keeps what it fetches whole; what is untold is done, and the next who opens the catalogue takes it over.
             let entries = fs::read_dir(&folder).into_iter().flatten().map(|entry| entry.unwrap().path());
             let lasts = |path: &PathBuf| {
                 let name = path.file_name().unwrap().to_str().unwrap();
-                name.ends_with("lock") || name.starts_with("daemon") || (["mnt", "small"].contains(&name) && path.read_dir().unwrap().next().is_none())
+                name.ends_with("lock") || name.ends_with(".untold") || name.starts_with("daemon") || (["mnt", "small"].contains(&name) && path.read_dir().unwrap().next().is_none())
             };
             left.extend(entries.filter(|path| !lasts(path)).map(|path| path.display().to_string()));
         }
