@@ -9,6 +9,7 @@ mod bridge;
 mod dht;
 mod engine;
 mod fetch;
+mod gather;
 mod host;
 pub mod link;
 mod metadata;

@@ -102,7 +102,7 @@ impl Tools<'_> {
     async fn part(&self, info: &TorrentInfo, path: &Path, say: UnboundedSender<u32>) -> Result<PartFile, FetchError> {
         let since = Instant::now();
         loop {
-            match PartFile::open(path, info.len, say.clone()) {
+            match PartFile::open(path, info.len, info.piece_len, say.clone()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && since.elapsed() < HANDOVER => tokio::time::sleep(TICK).await,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let info_hash = info.info_hash();
@@ -153,7 +153,7 @@ impl Tools<'_> {
             .enumerate()
             .filter(|(_, have)| **have)
             .for_each(|(piece, _)| run.note(piece as u32));
-        let parked = if run.missing > 0 { torrent.park().await } else { None };
+        let parked = if run.missing > 0 { self.engine.park(&torrent).await } else { None };
         run.until_complete(pieces, parked).await?;
         run.until_believed().await?;
         let sealed = part.clone();
@@ -262,6 +262,7 @@ impl Run<'_> {
     }
 
     async fn until_complete(&mut self, mut pieces: UnboundedReceiver<u32>, mut parked: Option<Parked>) -> Result<(), FetchError> {
+        self.steer(&mut parked).await;
         let mut progress = Instant::now();
         let mut tick = tokio::time::interval(TICK);
         while self.missing > 0 {
@@ -273,9 +274,7 @@ impl Run<'_> {
                     }
                     progress = Instant::now();
                     self.report();
-                    if let (Some(parked), Some(piece)) = (&mut parked, self.random_missing()) {
-                        parked.seek(self.info.piece_range(piece).start).await;
-                    }
+                    self.steer(&mut parked).await;
                 }
                 verdict = next_verdict(&mut self.verifier) => self.judge(verdict)?,
                 _ = tick.tick() => {
@@ -350,6 +349,12 @@ impl Run<'_> {
     }
 
     /// In-order pieces make every peer want the same; a random one spreads them.
+    async fn steer(&self, parked: &mut Option<Parked>) {
+        if let (Some(parked), Some(piece)) = (parked, self.random_missing()) {
+            parked.seek(self.info.piece_range(piece).start).await;
+        }
+    }
+
     fn random_missing(&self) -> Option<u32> {
         let mut random = [0; 8];
         if self.missing == 0 || getrandom::fill(&mut random).is_err() {

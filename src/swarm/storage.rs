@@ -3,6 +3,7 @@
 //! Refuses to know hashes. Invariant: a finished object is opened read-only, and every attempt to write, resize or remove it is an
 //! error that marks it damaged; a `.part` becomes such a file before it gets its second name.
 
+use super::gather::{Gather, Put};
 use crate::units::Bytes;
 use librqbit::storage::{BoxStorageFactory, StorageFactory, StorageFactoryExt, TorrentStorage};
 use librqbit::{ManagedTorrentShared, TorrentMetadata};
@@ -108,11 +109,11 @@ impl Backing for SeedFile {
 }
 
 /// An object that arrives, sparse and of its full length from the start, so that what is missing of it reads as zeros.
-#[derive(Debug)]
 pub struct PartFile {
     path: PathBuf,
     len: u64,
     file: RwLock<Writable>,
+    gather: Gather,
     failed: Mutex<Option<io::Error>>,
     /// Nothing was ever written: reads are refused, which spares the engine a check of nothing but zeros.
     blank: AtomicBool,
@@ -132,7 +133,7 @@ impl PartFile {
     /// name of it is given up.
     ///
     /// Errors: [`io::ErrorKind::WouldBlock`] while another process, or another fetch of this one, has it.
-    pub fn open(path: &Path, len: Bytes, pieces: UnboundedSender<u32>) -> io::Result<PartFile> {
+    pub fn open(path: &Path, len: Bytes, piece_len: u32, pieces: UnboundedSender<u32>) -> io::Result<PartFile> {
         let (lock, blank) = lock_part(path)?;
         lock.set_permissions(std::fs::Permissions::from_mode(0o600))?;
         let file = OpenOptions::new()
@@ -148,6 +149,7 @@ impl PartFile {
                 file: Arc::new(file),
                 open: true,
             }),
+            gather: Gather::new(piece_len, len.0),
             failed: Mutex::new(None),
             blank: AtomicBool::new(blank),
             pieces,
@@ -163,7 +165,7 @@ impl PartFile {
         self.file.read().expect("no thread panics while it holds this lock").file.clone()
     }
 
-    /// What was written before the call is durable after it.
+    /// What was written of whole pieces before the call is durable after it.
     pub fn sync(&self) -> io::Result<()> {
         self.file().sync_data()
     }
@@ -171,6 +173,8 @@ impl PartFile {
     /// Syncs it, takes the right to write from it, and swaps the descriptor for a read-only one.
     pub fn seal(&self) -> io::Result<()> {
         let mut writable = self.file.write().expect("no thread panics while it holds this lock");
+        let parts = self.gather.spill(0..self.len);
+        parts.iter().try_for_each(|(at, bytes)| writable.file.write_all_at(bytes, *at))?;
         writable.file.set_permissions(std::fs::Permissions::from_mode(0o400))?;
         writable.file.sync_all()?;
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&self.path)?;
@@ -195,12 +199,31 @@ impl PartFile {
         if !writable.open {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the object is complete"));
         }
-        if at.checked_add(data.len() as u64).is_none_or(|end| end > self.len) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a write past its end"));
+        let end = at.checked_add(data.len() as u64).filter(|end| *end <= self.len);
+        let end = end.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a write past its end"))?;
+        let (mut at, mut rest) = (at, data);
+        while at < end {
+            let part = self.gather.first(at..end);
+            let (bytes, more) = rest.split_at((part.end - part.start) as usize);
+            match self.gather.put(at, bytes) {
+                Put::Held => {}
+                Put::Whole(start, piece) => writable.file.write_all_at(&piece, start)?,
+                Put::NoRoom => writable.file.write_all_at(bytes, at)?,
+            }
+            (at, rest) = (part.end, more);
         }
-        writable.file.write_all_at(data, at)?;
         self.blank.store(false, Ordering::Release);
         Ok(())
+    }
+
+    fn read_piece(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        if self.gather.read(at, buf) {
+            return Ok(());
+        }
+        let file = self.file();
+        let parts = self.gather.spill(at..at + 1);
+        parts.iter().try_for_each(|(at, bytes)| file.write_all_at(bytes, *at))?;
+        file.read_exact_at(buf, at)
     }
 }
 
@@ -244,7 +267,14 @@ impl Backing for PartFile {
         if self.blank.load(Ordering::Acquire) {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "nothing has come yet"));
         }
-        self.file().read_exact_at(buf, at)
+        let (mut at, mut rest) = (at, buf);
+        while !rest.is_empty() {
+            let part = self.gather.first(at..at.saturating_add(rest.len() as u64));
+            let (bytes, more) = rest.split_at_mut((part.end - part.start) as usize);
+            self.read_piece(at, bytes)?;
+            (at, rest) = (part.end, more);
+        }
+        Ok(())
     }
 
     fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
@@ -271,6 +301,7 @@ impl Backing for PartFile {
     }
 
     fn piece(&self, index: u32) {
+        self.gather.done(u64::from(index));
         // The other end is gone once nobody waits for the object any more.
         let _ = self.pieces.send(index);
     }

@@ -5,7 +5,7 @@ use crate::swarm::believed;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-const LEN: usize = (128 << 20) + 4096;
+const LEN: usize = (64 << 20) + 4096;
 const MOST_AGAIN: u64 = 16 << 20;
 
 /// Kills its own process once so many bytes are there.
