@@ -5,11 +5,14 @@
 use super::engine::Engine;
 use super::look::allocated;
 use super::{Clone, CloneReply, Gc, GcObject, GcReply, Rename, RenameReply, Rm, RmReply, ServiceError};
-use crate::store::{CloneHead, ImageRecord, ObjectKind};
+use crate::store::{CloneHead, ImageRecord, ObjectKind, Txn};
 use crate::units::{Bytes, ChunkSize};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
+
+/// How much the catalogue may have to catch up on.
+const MAX_UNTOLD: usize = 256;
 
 impl Engine {
     /// With an empty head: what the source's head has is not looked at, so that the source may be in use, and its size costs nothing.
@@ -24,7 +27,7 @@ impl Engine {
         let (record, txn) = self
             .store
             .clone_image(&ask.source, &ask.target, CloneHead::Fresh(ChunkSize::HEAD))?;
-        txn.done_untold()?;
+        self.leave_untold(txn)?;
         Ok(CloneReply {
             name: ask.target,
             source: ask.source,
@@ -36,7 +39,7 @@ impl Engine {
 
     pub(super) fn rename(&self, ask: Rename) -> Result<RenameReply, ServiceError> {
         let (_, txn) = self.store.rename_image(&ask.from, &ask.to)?;
-        txn.done_untold()?;
+        self.leave_untold(txn)?;
         Ok(RenameReply {
             from: ask.from,
             to: ask.to,
@@ -50,7 +53,8 @@ impl Engine {
             let _free = self.store.lock_image(&ask.name)?;
             only_here = self.only_in(&record)?;
         } else {
-            self.store.remove_image(&ask.name)?.done_untold()?;
+            let txn = self.store.remove_image(&ask.name)?;
+            self.leave_untold(txn)?;
         }
         let left = self.store.gc(true, &|_| false)?;
         let deltas = left.removed.iter().filter(|removed| matches!(removed.kind, ObjectKind::Delta(_)));
@@ -101,6 +105,15 @@ impl Engine {
             freed_bytes: Bytes(report.freed.0),
             kept_objects: kept as u64,
         })
+    }
+
+    /// Ends a change of images that the catalogue may learn later; not ever later.
+    fn leave_untold(&self, txn: Txn) -> Result<(), ServiceError> {
+        txn.done_untold()?;
+        match self.store.untold_count()? {
+            0..MAX_UNTOLD => Ok(()),
+            _ => self.index(|_| Ok(())),
+        }
     }
 
     /// The catalogue and the swarm need not know of them any more.
