@@ -1,13 +1,13 @@
-//! An index of the store, in sled: which images there are, what is known of objects, which info-hash is whose.
+//! An index of the store, in sled: which images there are, and what is known of objects.
 //!
 //! Refuses to know anything that the store's files do not say: they are the truth, and this can be deleted at any time. Invariant: whoever opens it
 //! sees an index that was whole when it was last closed, or one made from the files just now.
 
 mod rows;
 
-pub use rows::{HashOwner, ImageRow, ObjectRow};
+pub use rows::{ImageRow, ObjectRow};
 
-use crate::ids::{Digest, ImageId, InfoHash};
+use crate::ids::{Digest, ImageId};
 use crate::store::{Description, ImageRecord, ObjectKind, Store, StoreError};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::io;
@@ -53,7 +53,6 @@ pub struct Catalog {
     db: sled::Db,
     images: sled::Tree,
     objects: sled::Tree,
-    hashes: sled::Tree,
     _lock: Lock,
 }
 
@@ -83,7 +82,7 @@ impl Catalog {
             remove_index(&path)?;
         }
         let mut made_again = false;
-        let (db, [images, objects, hashes]) = loop {
+        let (db, [images, objects]) = loop {
             match catch_unwind(AssertUnwindSafe(|| open_trees(&path))) {
                 Ok(Ok(opened)) => break opened,
                 // A thread of the last owner's sled is still on its way out.
@@ -119,7 +118,6 @@ impl Catalog {
             db,
             images,
             objects,
-            hashes,
             _lock: lock,
         };
         if !catalog.is_finished()? {
@@ -180,7 +178,7 @@ impl Catalog {
         // Removed before the files are read: what changes from now on and cannot be told to us marks the store anew.
         remove_marker(&store.index_marker())?;
         let untold = store.untold()?;
-        for tree in [&self.images, &self.objects, &self.hashes] {
+        for tree in [&self.images, &self.objects] {
             self.at("empty", tree.clear())?;
         }
         for image in store.images()?.images {
@@ -223,21 +221,11 @@ impl Catalog {
     }
 
     pub fn put_object(&self, object: &Description) -> Result<(), CatalogError> {
-        self.at("write", self.objects.insert(object.digest.0, rows::encode(&ObjectRow::of(object))))?;
-        if let Some(hash) = object.info_hash {
-            self.put_hash(&hash, &HashOwner::Delta(object.digest))?;
-        }
-        if let Some(hash) = object.meta_info_hash {
-            self.put_hash(&hash, &HashOwner::Meta(object.digest))?;
-        }
-        Ok(())
+        let row = rows::encode(&ObjectRow::of(object));
+        self.at("write", self.objects.insert(object.digest.0, row)).map(drop)
     }
 
     pub fn remove_object(&self, digest: &Digest) -> Result<(), CatalogError> {
-        let row: Option<ObjectRow> = self.object(digest)?;
-        for hash in row.iter().flat_map(|row| [row.info_hash, row.meta_info_hash]).flatten() {
-            self.at("write", self.hashes.remove(hash.0))?;
-        }
         self.at("write", self.objects.remove(digest.0)).map(drop)
     }
 
@@ -248,16 +236,6 @@ impl Catalog {
 
     pub fn objects(&self) -> Result<Vec<ObjectRow>, CatalogError> {
         self.all(&self.objects)
-    }
-
-    /// Says whose payload a torrent is.
-    pub fn put_hash(&self, hash: &InfoHash, owner: &HashOwner) -> Result<(), CatalogError> {
-        self.at("write", self.hashes.insert(hash.0, rows::encode(owner))).map(drop)
-    }
-
-    pub fn owner_of(&self, hash: &InfoHash) -> Result<Option<HashOwner>, CatalogError> {
-        let row = self.at("read", self.hashes.get(hash.0))?;
-        Ok(row.and_then(|row| rows::decode(&row)))
     }
 
     fn all<T: serde::de::DeserializeOwned>(&self, tree: &sled::Tree) -> Result<Vec<T>, CatalogError> {
@@ -283,13 +261,13 @@ impl Catalog {
     }
 }
 
-fn open_trees(path: &Path) -> sled::Result<(sled::Db, [sled::Tree; 3])> {
+fn open_trees(path: &Path) -> sled::Result<(sled::Db, [sled::Tree; 2])> {
     let db = sled::Config::new()
         .path(path)
         .flush_every_ms(None)
         .cache_capacity(16 << 20)
         .open()?;
-    let trees = [db.open_tree("images")?, db.open_tree("objects")?, db.open_tree("hashes")?];
+    let trees = [db.open_tree("images")?, db.open_tree("objects")?];
     Ok((db, trees))
 }
 

@@ -49,11 +49,6 @@ impl Bytes {
         self.0.checked_add(other.0).map(Bytes)
     }
 
-    /// This size in sectors, rounded up.
-    pub fn sectors_up(self) -> Sectors {
-        Sectors(self.0.div_ceil(SECTOR))
-    }
-
     /// `Ok` if this can be the size of a virtual disk.
     pub fn as_disk_size(self) -> Result<Bytes, UnitError> {
         if self.0 == 0 || !self.0.is_multiple_of(SECTOR) || self > MAX_DISK {
@@ -76,7 +71,7 @@ impl ChunkSize {
     pub const SEALED: ChunkSize = ChunkSize(4 << 10);
     /// A base shares its blocks with no parent: larger chunks cut its runs less often, and make a real Debian base 0.8 % larger.
     pub const BASE: ChunkSize = ChunkSize(64 << 10);
-    /// A writable head: measured best, see `kernel-notes/`.
+    /// A writable head: measured best. Smaller chunks mean more exceptions, larger ones more bytes copied for a small write.
     pub const HEAD: ChunkSize = ChunkSize(16 << 10);
 
     pub fn new(size: Bytes) -> Result<ChunkSize, UnitError> {

@@ -25,14 +25,6 @@ pub struct ObjectRow {
     pub meta_info_hash: Option<InfoHash>,
 }
 
-/// Whose payload a torrent is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum HashOwner {
-    Delta(Digest),
-    /// The `.meta` of a delta.
-    Meta(Digest),
-}
-
 impl ImageRow {
     pub(super) fn of(image: &ImageRecord) -> ImageRow {
         ImageRow {

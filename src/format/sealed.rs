@@ -5,7 +5,7 @@
 
 use super::facts::Facts;
 use super::trailer::{FOOTER, Footer, RAW_EXTENT, Section, TrailerError, check_shape, parse_extents};
-use super::{Exception, Extent, chunks, file_chunk};
+use super::{Exception, Extent, file_chunk};
 use crate::blockio::ReadAt;
 use crate::format::header::Header;
 use crate::units::{Bytes, DiskChunk};
@@ -82,11 +82,6 @@ impl SealedTable {
             disk: DiskChunk(disk),
             file: file_chunk(chunk, index),
         })
-    }
-
-    /// Chunks of header, areas and data.
-    pub fn chunk_count(&self) -> u64 {
-        chunks(self.facts.chunk_size, self.exception_count()).expect("its bytes were compared with the file's length")
     }
 }
 

@@ -53,7 +53,8 @@ impl Engine {
             let _free = self.store.lock_image(&ask.name)?;
             only_here = self.only_in(&record)?;
         } else {
-            self.leave_untold(self.store.remove_image(&ask.name)?)?;
+            let txn = self.store.remove_image(&ask.name)?;
+            self.leave_untold(txn)?;
         }
         let left = self.store.gc(true, &|_| false)?;
         let deltas = left.removed.iter().filter(|removed| matches!(removed.kind, ObjectKind::Delta(_)));

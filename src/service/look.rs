@@ -4,8 +4,8 @@
 
 use super::engine::Engine;
 use super::{
-    AttachInfo, DeltaInfo, Diff, DiffExtent, DiffReply, HeadInfo, HistoryInfo, Info, InfoReply, ListEntry, ListReply, PublishedInfo,
-    ServiceError, TreeDelta, TreeReply, Unreadable,
+    AttachInfo, DeltaInfo, Diff, DiffExtent, DiffReply, ErrorKind, HeadInfo, HistoryInfo, Info, InfoReply, ListEntry, ListReply,
+    PublishedInfo, ServiceError, TreeDelta, TreeReply, Unreadable,
 };
 use crate::attach::{self, AttachState, Condition};
 use crate::chain::{ChainMap, Change, diff, union};
@@ -104,14 +104,21 @@ impl Engine {
 
     pub(super) fn tree(&self) -> Result<TreeReply, ServiceError> {
         let sizes = self.object_sizes()?;
-        let rows = self.look_up(|catalog| catalog.objects())?;
         let mut tops: BTreeMap<Digest, Vec<ImageName>> = BTreeMap::new();
         for image in self.store.images()?.images {
             if let Some(top) = image.chain.last() {
                 tops.entry(*top).or_default().push(image.name);
             }
         }
-        let parents: BTreeMap<Digest, Digest> = rows.iter().map(|row| (row.digest, row.parent)).collect();
+        let parents: BTreeMap<Digest, Digest> = match self.look_up(|catalog| catalog.objects()) {
+            Ok(rows) => rows.iter().map(|row| (row.digest, row.parent)).collect(),
+            // A daemon has it open, and whoever asks us did not want to ask that: the files say the same.
+            Err(busy) if busy.kind == ErrorKind::InUse => {
+                let parent = |digest: &Digest| Some((*digest, self.store.description(digest).ok()?.parent));
+                sizes.keys().filter_map(parent).collect()
+            }
+            Err(error) => return Err(error),
+        };
         let order = parents_first(&parents);
         let known = order.into_iter().filter_map(|digest| Some((digest, sizes.get(&digest)?)));
         let deltas = known.map(|(digest, info)| TreeDelta {

@@ -3,7 +3,7 @@
 
 mod full_disk;
 mod kill;
-mod limits;
+mod promises;
 mod refusals;
 mod rig;
 mod together;

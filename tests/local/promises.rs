@@ -113,3 +113,14 @@ fn what_check_finds_in_the_store_s_own_files_has_its_place_once_and_its_cause() 
     assert!(line(&delta).ends_with(": object-writable: mode 0600, want 0400"), "{said:?}");
     assert!(line(&description).contains("line 1 column"), "{said:?}");
 }
+
+#[test]
+fn tree_is_read_from_the_files_where_another_process_has_the_catalogue() {
+    let mut rig = Rig::new();
+    rig.ok(&["create", "web", "--size", "64M"]);
+    let tree = rig.ok(&["tree"]);
+    rig.start_daemon(None);
+    assert_eq!(rig.ok(&["--no-daemon", "tree"]), tree);
+    rig.stop_daemon();
+    rig.assert_sound("tree");
+}
