@@ -44,10 +44,9 @@ fmt: ## Format the source
 	@$(CARGO) fmt
 
 install: build ## Install into PREFIX (/usr/local), with man pages, completions and systemd units
-	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/sbin target/release/blockbtd
-	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin target/release/blockbt-ctl
-	install -d $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
-	target/release/blockbt-ctl man $(DESTDIR)$(PREFIX)/share/man/man8
+	install -D -s -m 0755 -t $(DESTDIR)$(PREFIX)/sbin target/release/blockbtd target/release/blockbt-ctl
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	target/release/blockbt-ctl man $(DESTDIR)$(PREFIX)/share/man/man1
 	target/release/blockbt-ctl completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/blockbt-ctl
 	install -d $(DESTDIR)/etc/systemd/system
 	for unit in packaging/systemd/*.service; do sed 's#/usr/s*bin/blockbt#$(PREFIX)/sbin/blockbt#' "$$unit" > "$(DESTDIR)/etc/systemd/system/$${unit##*/}"; done

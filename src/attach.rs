@@ -40,7 +40,8 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, Default)]
 pub struct AttachOptions {
     pub read_only: bool,
-    /// For this process alone: when it dies, or drops the [`Attached`], the next sweep takes the device away.
+    /// For this process alone: when it dies, or drops the [`Attached`], the next sweep takes the device away. So it must be its own: what is
+    /// attached already is in use.
     pub temporary: bool,
     /// The program that serves; [`Program::installed`] unless said.
     pub program: Option<Program>,
@@ -134,7 +135,7 @@ fn attach_in(
     let mut read_only = options.read_only;
     let there = match clear(name, place) {
         Ok(()) => None,
-        Err(AttachError::AlreadyAttached { .. }) if mount.is_some() => look(place)?.attached().cloned(),
+        Err(AttachError::AlreadyAttached { .. }) if mount.is_some() && !options.temporary => look(place)?.attached().cloned(),
         Err(error) => return Err(error),
     };
     if let Some(device) = &there {

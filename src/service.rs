@@ -7,6 +7,7 @@ mod check;
 mod commit;
 mod draft;
 mod engine;
+mod environment;
 mod error;
 mod export;
 mod image;
@@ -19,8 +20,10 @@ mod pull;
 mod reply;
 mod request;
 mod seeding;
+mod watch;
 
 pub use engine::{Stores, fuse_serve};
+pub use environment::exempt_loopback_from_proxy;
 pub use error::{ErrorKind, ServiceError, plain};
 pub use reply::*;
 pub use request::*;

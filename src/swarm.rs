@@ -9,6 +9,7 @@ mod bridge;
 mod dht;
 mod engine;
 mod fetch;
+mod gather;
 mod host;
 pub mod link;
 mod metadata;
@@ -20,7 +21,10 @@ mod verifier;
 
 pub use fetch::FetchError;
 pub use metadata::MetadataError;
-pub use node::{Fetched, ObjectItem, Peer, Step, Swarm, SwarmConfig, SwarmError, TorrentPeers, Watcher, proxy_problem, public_bootstrap};
+pub use node::{
+    Fetched, ObjectItem, Peer, Step, Swarm, SwarmConfig, SwarmError, TorrentPeers, Watcher, exempt_from_proxy, proxy_problem,
+    public_bootstrap,
+};
 pub use peers::FoundBy;
 
 #[cfg(all(test, feature = "root-tests"))]

@@ -74,7 +74,7 @@ pub fn in_turns<const N: usize>(mut what: [&mut dyn FnMut() -> f64; N]) -> [f64;
 pub struct Dice(pub u64);
 
 impl Dice {
-    pub fn next(&mut self) -> u64 {
+    pub fn roll(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;

@@ -15,7 +15,7 @@ pub fn rows() -> Vec<Row> {
     let mut disk = 0;
     let extents: Vec<Extent> = (0..EXTENTS)
         .map(|_| {
-            disk += 2 + dice.next() % 8;
+            disk += 2 + dice.roll() % 8;
             Extent {
                 disk: DiskChunk(disk),
                 count: 1,
@@ -35,7 +35,7 @@ pub fn rows() -> Vec<Row> {
     let [speed] = in_turns([&mut || {
         let start = on_cpu();
         for _ in 0..LOOKUPS {
-            black_box(map.lookup(Bytes(dice.next() % size.0)));
+            black_box(map.lookup(Bytes(dice.roll() % size.0)));
         }
         LOOKUPS as f64 / (on_cpu() - start) / 1e6
     }]);

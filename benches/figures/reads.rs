@@ -56,7 +56,7 @@ fn fill(store: &Store) {
             let mut bytes = block[..len as usize].to_vec();
             // No two blocks are the same.
             for page in bytes.chunks_mut(4096) {
-                page[..8].copy_from_slice(&dice.next().to_le_bytes());
+                page[..8].copy_from_slice(&dice.roll().to_le_bytes());
             }
             device.write_all_at(&bytes, at).expect("the device takes what fits");
         };
@@ -65,8 +65,8 @@ fn fill(store: &Store) {
         } else {
             let mut place = crate::Dice(100 + delta as u64);
             for _ in 0..WRITES {
-                let len = (1 + place.next() % 128) * 4096;
-                write(place.next() % ((DISK - len) / 4096) * 4096, len);
+                let len = (1 + place.roll() % 128) * 4096;
+                write(place.roll() % ((DISK - len) / 4096) * 4096, len);
             }
         }
         device.sync_all().expect("the device can be synced");

@@ -15,6 +15,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 const PROGRAM: &str = "blockbtd";
+/// The libraries tell at `info` what we tell, and at `error` that a peer has left; a filter that names them goes over this.
+const LIBRARIES: &str = "librqbit=warn,librqbit_core=off,mainline=warn";
 
 /// All of `blockbtd`. `fuse_serve` is the hidden subcommand that shows one image's disk as a FUSE file.
 pub fn main(backend: &dyn Backend, fuse_serve: impl FnOnce(Vec<OsString>) -> Result<(), ServiceError>) -> Exit {
@@ -48,7 +50,7 @@ fn log(filter: &str) -> Result<(), ServiceError> {
         ServiceError::new(ErrorKind::Usage, format!("log filter \"{}\"", crate::ids::clip(filter))).because(Some(error))
     };
     let filter = tracing_subscriber::EnvFilter::builder()
-        .parse(filter)
+        .parse(format!("{LIBRARIES},{filter}"))
         .map_err(|error| wrong(&error))?;
     // Where something logs already (a test), it goes on doing so.
     let _ = tracing_subscriber::fmt()

@@ -8,6 +8,7 @@ use crate::blockio::FileIo;
 use crate::ids::StoreId;
 use crate::kernel::{KernelError, loops, mounts};
 use crate::store::{Store, Txn};
+use crate::sys;
 use crate::units::Bytes;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -28,6 +29,8 @@ pub enum DraftError {
     },
     #[error("{tool} on a disk of {size}: {said}")]
     Mkfs { tool: &'static str, size: Bytes, said: String },
+    #[error("what was written is not all on {}", path.display())]
+    Lost { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Kernel(#[from] KernelError),
 }
@@ -104,13 +107,24 @@ impl Draft {
         let mut mounted = Mounted {
             place,
             name: name.clone(),
+            file: self.path.clone(),
             dir: dir.clone(),
             device: device.number,
+            watch: None,
             is_mounted: false,
             is_attached: true,
         };
+        let open = |path: &Path| {
+            File::open(path).map_err(|source| DraftError::Io {
+                doing: "open",
+                path: path.into(),
+                source,
+            })
+        };
+        let below = open(&device.path())?;
         mounts::mount_device(&device.path(), &dir, file_system, Some("nobarrier,noinit_itable"), false)?;
         mounted.is_mounted = true;
+        mounted.watch = Some(Watch { root: open(&dir)?, below });
         Ok(mounted)
     }
 
@@ -133,23 +147,60 @@ pub struct Mounted {
     place: PathBuf,
     /// The device's name.
     name: String,
+    file: PathBuf,
     pub dir: PathBuf,
     device: u32,
+    watch: Option<Watch>,
     is_mounted: bool,
     is_attached: bool,
 }
 
+/// What the kernel could not write after the writer had gone on is told to nobody but to those who had a file open since before: one of the file
+/// system, and the device under it for what an unmount writes.
+struct Watch {
+    root: File,
+    below: File,
+}
+
 impl Mounted {
-    /// Unmounts; afterwards all of the file system is in the raw file.
+    /// Unmounts; afterwards all of the file system is in the raw file. Errors: [`DraftError::Lost`], as when the store's disk is full.
     pub fn finish(mut self) -> Result<(), DraftError> {
-        self.take_down()
+        let watch = self.watch.take().expect("a mounted draft is watched");
+        let written = rustix::fs::syncfs(&watch.root).map_err(io::Error::from);
+        drop(watch.root);
+        self.unmount()?;
+        // Not flushed: a power cut ends the transaction anyway.
+        let written = written.and_then(|()| sys::block::write_back(&watch.below));
+        drop(watch.below);
+        self.take_down()?;
+        written.map_err(|error| self.lost(error))
     }
 
-    fn take_down(&mut self) -> Result<(), DraftError> {
+    /// The device can only say that there was an error; whether that was for want of room shows when some is asked for.
+    fn lost(&self, error: io::Error) -> DraftError {
+        let more = || -> io::Result<()> {
+            let file = OpenOptions::new().write(true).open(&self.file)?;
+            let end = file.metadata()?.len();
+            Ok(rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::KEEP_SIZE, end, 1 << 20)?)
+        };
+        let is_full = |found: &io::Error| found.kind() == io::ErrorKind::StorageFull;
+        DraftError::Lost {
+            path: self.file.clone(),
+            source: more().err().filter(is_full).unwrap_or(error),
+        }
+    }
+
+    fn unmount(&mut self) -> Result<(), DraftError> {
         if self.is_mounted {
             mounts::unmount(&self.dir, PATIENCE)?;
             self.is_mounted = false;
         }
+        Ok(())
+    }
+
+    fn take_down(&mut self) -> Result<(), DraftError> {
+        self.watch = None;
+        self.unmount()?;
         if self.is_attached {
             loops::detach(self.device, &self.name, PATIENCE)?;
             self.is_attached = false;

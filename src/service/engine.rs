@@ -39,7 +39,7 @@ impl Session {
 
     pub fn end(self) {
         if let Session::Own(running) = self {
-            running.stop();
+            running.leave();
         }
     }
 }

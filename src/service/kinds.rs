@@ -68,7 +68,11 @@ fn catalog(error: &CatalogError) -> ErrorKind {
 
 fn fetch(error: &FetchError) -> ErrorKind {
     match error {
-        FetchError::Units { .. } | FetchError::Length { .. } | FetchError::Lies { .. } | FetchError::OtherBlob { .. } => ErrorKind::Damaged,
+        FetchError::Units { .. }
+        | FetchError::Length { .. }
+        | FetchError::Metadata { .. }
+        | FetchError::Lies { .. }
+        | FetchError::OtherBlob { .. } => ErrorKind::Damaged,
         FetchError::Busy { .. } => ErrorKind::InUse,
         _ => ErrorKind::Failed,
     }

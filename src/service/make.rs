@@ -3,14 +3,14 @@
 //! Refuses to know archives and file systems from within. Invariant: what is made enters the store as a sealed base and then as an image, or leaves
 //! nothing behind.
 
-use super::draft::Draft;
+use super::draft::{Draft, DraftError};
 use super::engine::Engine;
 use super::mount::failed;
 use super::{Create, CreateReply, ErrorKind, Import, ImportParts, ImportReply, MakeFs, Progress, ServiceError};
 use crate::blockio::{FileIo, ReadAt};
 use crate::chain;
 use crate::files::source::{RawDisk, Source, TarStream};
-use crate::files::{self, Stats};
+use crate::files::{self, FilesError, Stats};
 use crate::format::head::Head;
 use crate::format::seal::{SealedDelta, Sealer};
 use crate::format::trailer::{Facts, FileSystem};
@@ -19,6 +19,8 @@ use crate::store::{Description, HeadRecord, HistoryEntry, ImageRecord, Intent, S
 use crate::units::{Bytes, ChunkSize};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -103,9 +105,15 @@ impl Engine {
         draft.format("ext4")?;
         let mounted = draft.mount(&self.store, txn, "ext4")?;
         stop::point("import.mounted");
-        let stats = fill_tree(&mounted.dir, source, progress)?;
+        let root = files::open_root(&mounted.dir).map_err(|error| failed("open", &mounted.dir, &error.into()))?;
+        let filled = fill_tree(root, source, progress);
         progress.update("unmount", 0, None);
-        mounted.finish()?;
+        let stats = match (filled, mounted.finish()) {
+            // Where the raw file could not be written, all else follows from that.
+            (_, Err(lost @ DraftError::Lost { .. })) => return Err(lost.into()),
+            (Err(error), _) => return Err(unfilled(error, size)),
+            (Ok(stats), finished) => finished.map(|()| stats)?,
+        };
         stop::point("import.filled");
         Ok(Filled {
             file: draft.open()?,
@@ -233,19 +241,27 @@ impl Filled {
     }
 }
 
-fn fill_tree(dir: &Path, source: Source, progress: &dyn Progress) -> Result<Stats, ServiceError> {
-    let root = files::open_root(dir).map_err(|error| failed("open", dir, &error.into()))?;
-    let stats = match source {
-        Source::Dir(path) => files::tree_in::import(&path, &root, &mut |bytes, _| progress.update("copy", bytes, None))?,
+fn fill_tree(root: OwnedFd, source: Source, progress: &dyn Progress) -> Result<Stats, FilesError> {
+    match source {
+        Source::Dir(path) => files::tree_in::import(&path, &root, &mut |bytes, _| progress.update("copy", bytes, None)),
         Source::Tar(TarStream { reader, len, consumed }) => {
             let total = len.map(|len| len.0);
             files::tar_in::import(reader, &root, &mut |_, _| {
                 progress.update("unpack", consumed.load(Ordering::Relaxed), total)
-            })?
+            })
         }
         Source::Raw(_) => unreachable!("a raw disk is sealed as it is"),
-    };
-    Ok(stats)
+    }
+}
+
+fn unfilled(error: FilesError, size: Bytes) -> ServiceError {
+    let is_full = matches!(&error, FilesError::Step { source, .. } if source.kind() == io::ErrorKind::StorageFull);
+    let error = ServiceError::from(error);
+    if is_full {
+        error.of(format!("a disk of {size} is too small"))
+    } else {
+        error
+    }
 }
 
 /// The file system of a record's name.

@@ -8,7 +8,7 @@ use super::seeding::torrent_of;
 use super::{ErrorKind, Progress, Publish, PublishReply, ServiceError};
 use crate::format::manifest::{Manifest, ManifestDelta};
 use crate::ids::{Digest, ImageName, Sha256};
-use crate::store::{HistoryEntry, Intent, Published, Txn, stop};
+use crate::store::{Intent, Published, Txn};
 use crate::swarm::link::Link;
 use crate::units::Bytes;
 use std::collections::BTreeMap;
@@ -35,13 +35,7 @@ impl Engine {
         let sha256 = txn.commit_manifest(&manifest.encode()?)?;
         let published = self.note_manifest(sha256)?;
         let total_bytes = Bytes(manifest.deltas.iter().map(|delta| delta.len.0).sum());
-        let record = self.store.update_image(&ask.name, |record| {
-            if record.published != Some(published) {
-                record.published = Some(published);
-                record.history.push(HistoryEntry::now("publish", &published.info_hash.to_string()));
-            }
-        })?;
-        stop::point("publish.recorded");
+        let record = txn.finish_publish(&ask.name, published)?;
         self.index(|catalog| catalog.put_image(&record))?;
         txn.done()?;
         Ok(PublishReply {
@@ -63,10 +57,18 @@ impl Engine {
         let step = format!("hash {}", &digest.to_string()[..12]);
         let total = description.len_bytes.0;
         let tell = |done: Bytes| progress.update(&step, done.0, Some(total));
-        let (info, info_hash) = torrent_of(&self.store, &paths.torrent, &digest.to_string(), &paths.delta, &tell)?;
+        let (info, info_hash) = torrent_of(
+            &self.store,
+            &paths.torrent,
+            &digest.to_string(),
+            &paths.delta,
+            description.info_hash,
+            &tell,
+        )?;
         let meta = self.store.meta(digest)?;
         let meta_sha256 = Sha256::of(&meta);
-        let (_, meta_info_hash) = torrent_of(&self.store, &paths.meta_torrent, &meta_sha256.to_string(), &paths.meta, &|_| ())?;
+        let (name, known) = (meta_sha256.to_string(), description.meta_info_hash);
+        let (_, meta_info_hash) = torrent_of(&self.store, &paths.meta_torrent, &name, &paths.meta, known, &|_| ())?;
         if description.info_hash != Some(info_hash) || description.meta_info_hash != Some(meta_info_hash) {
             description.info_hash = Some(info_hash);
             description.meta_info_hash = Some(meta_info_hash);
@@ -86,7 +88,7 @@ impl Engine {
     /// Makes the torrent of a manifest that is in the store.
     pub(super) fn note_manifest(&self, manifest: Sha256) -> Result<Published, ServiceError> {
         let (path, torrent) = (self.store.manifest_path(&manifest), self.store.manifest_torrent_path(&manifest));
-        let (_, info_hash) = torrent_of(&self.store, &torrent, &manifest.to_string(), &path, &|_| ())?;
+        let (_, info_hash) = torrent_of(&self.store, &torrent, &manifest.to_string(), &path, None, &|_| ())?;
         Ok(Published { manifest, info_hash })
     }
 }

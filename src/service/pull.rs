@@ -1,11 +1,11 @@
 //! `pull`: an image from the swarm, by its link.
 //!
-//! Refuses to believe anything that the link's SHA-256 does not vouch for. Invariant: an image enters the store when all its deltas are there,
+//! Refuses to believe anything that the link's SHA-256 does not vouch for, or its info-hash, where the user says that it is enough. Invariant: an image enters the store when all its deltas are there,
 //! and a delta when every byte of it hashes to its name.
 
 use super::engine::Engine;
 use super::make::ms;
-use super::seeding::torrent_of;
+use super::watch::Watch;
 use super::{ErrorKind, Progress, Pull, PullReply, ServiceError};
 use crate::blockio::FileIo;
 use crate::chain::{ChainMap, Layer};
@@ -13,16 +13,16 @@ use crate::format::check::{self, Kind};
 use crate::format::manifest::{Manifest, ManifestDelta};
 use crate::format::meta::Meta;
 use crate::format::sealed::Sealed;
-use crate::ids::{Digest, Sha256};
+use crate::ids::{Digest, ImageName, InfoHash, Sha256};
 use crate::store::{Description, HistoryEntry, ImageRecord, Intent, StoreError, Txn};
 use crate::swarm::link::Link;
-use crate::swarm::{ObjectItem, Step, Swarm, Watcher};
+use crate::swarm::{ObjectItem, Swarm};
 use crate::units::Bytes;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const MAX_MANIFEST: Bytes = Bytes(1 << 20);
@@ -38,14 +38,20 @@ struct Wanted {
 impl Engine {
     pub(super) fn pull(&self, ask: Pull, progress: &dyn Progress) -> Result<PullReply, ServiceError> {
         let start = Instant::now();
-        let link = Link::parse(&ask.link)?;
-        let session = self.session(&ask.bootstrap)?;
-        let swarm = session.swarm();
-        let patience = ask.timeout_ms.map(Duration::from_millis);
-        let watch = Watch::new(patience);
-        let pulled = watch.follow(progress, |watcher| self.pull_link(&ask, &link, swarm, watcher));
-        session.end();
-        let (record, sums) = pulled?;
+        let link = match ask.insecure_sha1 {
+            true => Link::parse_insecure(&ask.link)?,
+            false => Link::parse(&ask.link)?,
+        };
+        let (record, sums) = match self.pulled_before(&ask, &link)? {
+            Some(there) => there,
+            None => {
+                let session = self.session(&ask.bootstrap)?;
+                let watch = Watch::new(ask.timeout_ms.map(Duration::from_millis));
+                let pulled = watch.follow(progress, |watch| self.pull_link(&ask, &link, session.swarm(), watch));
+                session.end();
+                pulled?
+            }
+        };
         Ok(PullReply {
             name: record.name,
             deltas: sums.deltas,
@@ -56,53 +62,83 @@ impl Engine {
         })
     }
 
-    fn pull_link(&self, ask: &Pull, link: &Link, swarm: &Swarm, watcher: &Arc<Watch>) -> Result<(ImageRecord, Sums), ServiceError> {
-        watcher.say("manifest");
-        let (bytes, _) = swarm.fetch_blob(link.info_hash, MAX_MANIFEST, link.sha256, link.peers.clone(), watcher.clone())?;
-        let manifest = Manifest::parse(&bytes)?;
-        let name = ask.name.clone().unwrap_or_else(|| manifest.name.clone());
-        let chain: Vec<Digest> = manifest.deltas.iter().map(|delta| delta.digest).collect();
-        let mut sums = Sums {
-            deltas: chain.len() as u64,
-            total: Bytes(manifest.deltas.iter().map(|delta| delta.len.0).fold(0, u64::saturating_add)),
-            ..Sums::default()
-        };
+    /// What a link stands for may be here already: then nobody else is needed.
+    fn pulled_before(&self, ask: &Pull, link: &Link) -> Result<Option<(ImageRecord, Sums)>, ServiceError> {
+        match self.known_manifest(link)? {
+            Some(bytes) => self.already(ask, &Manifest::parse(&bytes)?),
+            None => Ok(None),
+        }
+    }
+
+    /// The link's manifest, if the store has it.
+    fn known_manifest(&self, link: &Link) -> Result<Option<Vec<u8>>, ServiceError> {
+        let Some(sha256) = link.sha256 else { return Ok(None) };
+        match self.store.manifest(&sha256) {
+            Ok(bytes) => Ok((Sha256::of(&bytes) == sha256).then_some(bytes)),
+            Err(StoreError::Io { .. }) => Ok(None),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// The image, if it is here. Errors: another one has its name.
+    fn already(&self, ask: &Pull, manifest: &Manifest) -> Result<Option<(ImageRecord, Sums)>, ServiceError> {
+        let name = name_of(ask, manifest);
         match self.store.image(&name) {
-            Ok(there) if there.chain == chain && there.head.is_none() => {
+            Ok(there) if there.chain.iter().eq(manifest.deltas.iter().map(|delta| &delta.digest)) => {
+                let mut sums = Sums::of(manifest);
                 sums.skipped = sums.deltas;
-                return Ok((there, sums));
+                Ok(Some((there, sums)))
             }
             Ok(_) => {
                 let error = ServiceError::from(StoreError::Exists { name });
-                return Err(ServiceError {
-                    message: format!(
-                        "{}, and is not the one of the link: pull it under another name (--name)",
-                        error.message
-                    ),
-                    ..error
-                });
+                let message = format!(
+                    "{}, and is not the one of the link: pull it under another name (--name)",
+                    error.message
+                );
+                Err(ServiceError { message, ..error })
             }
-            Err(StoreError::NotFound { .. }) => {}
-            Err(other) => return Err(other.into()),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(other) => Err(other.into()),
         }
+    }
+
+    fn pull_link(&self, ask: &Pull, link: &Link, swarm: &Swarm, watch: &Arc<Watch>) -> Result<(ImageRecord, Sums), ServiceError> {
+        let bytes = match self.known_manifest(link)? {
+            Some(bytes) => bytes,
+            None => {
+                watch.say("manifest");
+                unseed_gone(swarm, link.info_hash);
+                let fetched = swarm.fetch_blob(link.info_hash, MAX_MANIFEST, link.sha256, link.peers.clone(), watch.clone());
+                fetched.map_err(|error| watch.explain(error))?.0
+            }
+        };
+        let manifest = Manifest::parse(&bytes)?;
+        if let Some(there) = self.already(ask, &manifest)? {
+            return Ok(there);
+        }
+        let name = name_of(ask, &manifest);
+        let mut sums = Sums::of(&manifest);
         let txn = self.store.begin(Intent::Pull { name: name.clone() })?;
         let _lock = txn.new_image()?;
-        let wanted = self.metas(&txn, &manifest, swarm, &link.peers, watcher)?;
+        let wanted = self.metas(&txn, &manifest, swarm, &link.peers, watch)?;
         check_chain(&wanted, manifest.virtual_size)?;
         for want in &wanted {
             if want.is_here {
                 sums.skipped += 1;
             } else {
-                sums.fetched.0 += self.pull_delta(&txn, want, swarm, &link.peers, watcher)?.0;
+                sums.fetched.0 += self.pull_delta(&txn, want, swarm, &link.peers, watch)?.0;
             }
         }
         let sha256 = txn.commit_manifest(&bytes)?;
         let mut record = ImageRecord::new(name, manifest.virtual_size, manifest.file_system.name());
-        record.chain = chain;
+        record.chain = manifest.deltas.iter().map(|delta| delta.digest).collect();
         record.published = Some(self.note_manifest(sha256)?);
         record.history.push(HistoryEntry::now("pull", &link.info_hash.to_string()));
         self.enter(&record, txn)?;
-        self.seed_image(&record)?;
+        // The image is here, whatever becomes of giving it on.
+        if let Err(error) = self.seed_image(&record) {
+            tracing::error!(image = %record.name, cause = %error, "cannot be seeded");
+        }
         Ok((record, sums))
     }
 
@@ -113,7 +149,7 @@ impl Engine {
         manifest: &Manifest,
         swarm: &Swarm,
         peers: &[SocketAddr],
-        watcher: &Arc<Watch>,
+        watch: &Arc<Watch>,
     ) -> Result<Vec<Wanted>, ServiceError> {
         let mut wanted = Vec::with_capacity(manifest.deltas.len());
         for delta in &manifest.deltas {
@@ -122,19 +158,14 @@ impl Engine {
                 Err(StoreError::NoObject { .. }) => false,
                 Err(other) => return Err(other.into()),
             };
-            watcher.say(&format!("meta of {}", short(&delta.digest)));
+            watch.say(&format!("meta of {}", short(&delta.digest)));
             let bytes = match is_here {
                 true => self.store.meta(&delta.digest)?,
                 false => {
-                    swarm
-                        .fetch_blob(
-                            delta.meta_info_hash,
-                            delta.meta_len,
-                            Some(delta.meta_sha256),
-                            peers.to_vec(),
-                            watcher.clone(),
-                        )?
-                        .0
+                    unseed_gone(swarm, delta.meta_info_hash);
+                    let (want, sha256) = (delta.meta_info_hash, Some(delta.meta_sha256));
+                    let fetched = swarm.fetch_blob(want, delta.meta_len, sha256, peers.to_vec(), watch.clone());
+                    fetched.map_err(|error| watch.explain(error))?.0
                 }
             };
             let meta = Meta::parse(&bytes)?;
@@ -158,16 +189,9 @@ impl Engine {
     }
 
     /// Brings one delta into the store; tells what came over the wire.
-    fn pull_delta(
-        &self,
-        txn: &Txn,
-        want: &Wanted,
-        swarm: &Swarm,
-        peers: &[SocketAddr],
-        watcher: &Arc<Watch>,
-    ) -> Result<Bytes, ServiceError> {
+    fn pull_delta(&self, txn: &Txn, want: &Wanted, swarm: &Swarm, peers: &[SocketAddr], watch: &Arc<Watch>) -> Result<Bytes, ServiceError> {
         let digest = want.delta.digest;
-        watcher.say(&short(&digest));
+        watch.say(&short(&digest));
         let item = ObjectItem {
             digest,
             len: want.delta.len,
@@ -176,25 +200,20 @@ impl Engine {
             dir: self.store.incoming_dir(),
             peers: peers.to_vec(),
         };
-        let fetched = swarm.fetch_object(item, watcher.clone())?;
+        if !item.dir.join(format!("{digest}.part")).exists() {
+            unseed_gone(swarm, want.delta.info_hash);
+        }
+        let fetched = swarm.fetch_object(item, watch.clone()).map_err(|error| watch.explain(error))?;
         if let Err(error) = same_as_meta(&fetched.path, &want.meta) {
             swarm.unseed(want.delta.info_hash);
             remove(&fetched.path)?;
             return Err(error.of(format!("delta {digest} was made wrong by who published it; nothing of it was kept")));
         }
         let description = describe(want);
-        txn.commit_object(&fetched.path, &digest, &want.bytes, &description)?;
+        txn.commit_arrived(&digest, &want.bytes, &description)?;
         self.index(|catalog| catalog.put_object(&description))?;
         let paths = self.store.object_paths(&digest);
         self.store.write_torrent(&paths.torrent, &fetched.info.info_dict())?;
-        torrent_of(
-            &self.store,
-            &paths.meta_torrent,
-            &want.delta.meta_sha256.to_string(),
-            &paths.meta,
-            &|_| (),
-        )?;
-        remove(&fetched.path)?;
         Ok(fetched.fetched)
     }
 }
@@ -205,6 +224,27 @@ struct Sums {
     skipped: u64,
     total: Bytes,
     fetched: Bytes,
+}
+
+impl Sums {
+    fn of(manifest: &Manifest) -> Sums {
+        Sums {
+            deltas: manifest.deltas.len() as u64,
+            total: Bytes(manifest.deltas.iter().map(|delta| delta.len.0).fold(0, u64::saturating_add)),
+            ..Sums::default()
+        }
+    }
+}
+
+fn name_of(ask: &Pull, manifest: &Manifest) -> ImageName {
+    ask.name.clone().unwrap_or_else(|| manifest.name.clone())
+}
+
+/// What the store does not have any more, as another process has collected it, is seeded no longer: it can be fetched again.
+fn unseed_gone(swarm: &Swarm, info_hash: InfoHash) {
+    if swarm.is_seeded(info_hash) {
+        swarm.unseed(info_hash);
+    }
 }
 
 /// Parents and sizes fit before a byte of data is asked for.
@@ -257,107 +297,10 @@ fn describe(want: &Wanted) -> Description {
     }
 }
 
-/// The object has its own name now.
 fn remove(part: &Path) -> Result<(), ServiceError> {
     std::fs::remove_file(part).map_err(|error| super::mount::failed("remove", part, &error))
 }
 
 fn short(digest: &Digest) -> String {
     digest.to_string()[..12].into()
-}
-
-/// Follows a fetch on the swarm's threads; the verb's own thread tells its asker.
-struct Watch {
-    seen: Mutex<Seen>,
-    patience: Option<Duration>,
-}
-
-struct Seen {
-    what: String,
-    step: Option<Step>,
-    /// When something last came nearer.
-    moved: Instant,
-    is_cancelled: bool,
-}
-
-impl Watch {
-    fn new(patience: Option<Duration>) -> Arc<Watch> {
-        let seen = Seen {
-            what: String::new(),
-            step: None,
-            moved: Instant::now(),
-            is_cancelled: false,
-        };
-        Arc::new(Watch {
-            seen: Mutex::new(seen),
-            patience,
-        })
-    }
-
-    fn with<T>(&self, work: impl FnOnce(&mut Seen) -> T) -> T {
-        work(&mut self.seen.lock().expect("no thread panics while it holds this lock"))
-    }
-
-    fn say(&self, what: &str) {
-        self.with(|seen| {
-            seen.what = what.into();
-            seen.step = None;
-            seen.moved = Instant::now();
-        });
-    }
-
-    /// Does the work beside a thread that tells `progress` what is seen.
-    fn follow<T>(self: &Arc<Watch>, progress: &dyn Progress, work: impl FnOnce(&Arc<Watch>) -> T) -> T {
-        let done = Mutex::new(false);
-        let changed = std::sync::Condvar::new();
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut ended = done.lock().expect("no thread panics while it holds this lock");
-                while !*ended {
-                    self.tell(progress);
-                    let waited = changed.wait_timeout(ended, Duration::from_millis(100));
-                    ended = waited.expect("no thread panics while it holds this lock").0;
-                }
-            });
-            let result = work(self);
-            *done.lock().expect("no thread panics while it holds this lock") = true;
-            changed.notify_all();
-            result
-        })
-    }
-
-    fn tell(&self, progress: &dyn Progress) {
-        let cancelled = progress.cancelled();
-        let (what, step) = self.with(|seen| {
-            seen.is_cancelled |= cancelled;
-            (seen.what.clone(), seen.step)
-        });
-        match step {
-            None => {}
-            Some(Step::Looking { peers: 0 }) => progress.update(&format!("{what}: looking for peers"), 0, None),
-            Some(Step::Looking { peers }) => progress.update(&format!("{what}: asking {peers} peers"), 0, None),
-            Some(Step::Checking { done, len }) => progress.update(&format!("check {what}"), done.0, Some(len.0)),
-            Some(Step::Fetching { have, len, peers, .. }) => progress.update(&format!("fetch {what} ({peers} peers)"), have.0, Some(len.0)),
-        }
-    }
-}
-
-impl Watcher for Watch {
-    fn step(&self, step: Step) {
-        let position = |step: Option<Step>| match step {
-            Some(Step::Fetching { have, .. }) => have.0,
-            Some(Step::Checking { done, .. }) => done.0,
-            _ => 0,
-        };
-        self.with(|seen| {
-            if position(Some(step)) != position(seen.step) {
-                seen.moved = Instant::now();
-            }
-            seen.step = Some(step);
-        });
-    }
-
-    fn cancelled(&self) -> bool {
-        self.with(|seen| seen.is_cancelled || self.patience.is_some_and(|patience| seen.moved.elapsed() > patience))
-    }
 }

@@ -178,9 +178,12 @@ arguments! {
         /// Further DHT nodes to ask, as `host:port`.
         #[serde(default)]
         bootstrap: Vec<String>,
-        /// Absent: waits as long as it takes.
+        /// How long nothing may come nearer; absent: as long as it takes.
         #[serde(default)]
         timeout_ms: Option<u64>,
+        /// Takes a link without the manifest's SHA-256.
+        #[serde(default)]
+        insecure_sha1: bool,
     }
     Peers {}
 }

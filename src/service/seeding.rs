@@ -26,7 +26,7 @@ struct Item {
     path: PathBuf,
     torrent: PathBuf,
     name: String,
-    len: Bytes,
+    info_hash: InfoHash,
 }
 
 impl Running {
@@ -70,6 +70,11 @@ impl Running {
         Ok(Running { swarm, runtime })
     }
 
+    /// Ends with the process that it served: there is nothing to say good-bye for.
+    pub fn leave(self) {
+        self.runtime.shutdown_background();
+    }
+
     pub fn stop(self) {
         self.swarm.stop();
         self.runtime.shutdown_background();
@@ -81,35 +86,51 @@ impl Engine {
     pub(super) fn seed_all(&self) -> Result<(), ServiceError> {
         for record in self.store.images()?.images {
             if let Err(error) = self.seed_image(&record) {
-                tracing::error!(image = %record.name, cause = %error, "cannot be seeded");
+                tracing::error!(image = %record.name, cause = %error, "not all of it is seeded");
             }
         }
         Ok(())
     }
 
-    /// Seeds a published image, if a swarm runs; tells whether one does.
+    /// Seeds a published image, if a swarm runs; tells whether one does. Errors: the first of its files that cannot be seeded; the others are.
     pub(super) fn seed_image(&self, record: &ImageRecord) -> Result<bool, ServiceError> {
         let Some(swarm) = self.swarm() else { return Ok(false) };
-        for item in self.items(record)? {
-            let limits = Limits {
-                max_len: item.len,
-                name: Some(&item.name),
-            };
-            let info = parse_info(&self.store.read_torrent(&item.torrent)?, None, limits)?;
-            swarm.seed(&info, &item.path)?;
+        let items = self.items(record)?;
+        if items.is_empty() {
+            return Ok(true);
+        }
+        let mut first = None;
+        for item in &items {
+            if let Err(error) = self.seed_item(&swarm, item) {
+                tracing::error!(image = %record.name, object = %item.path.display(), cause = %error, "cannot be seeded");
+                first.get_or_insert(error);
+            }
+        }
+        if let Some(error) = first {
+            return Err(error);
         }
         tracing::info!(image = %record.name, "seeding");
         Ok(true)
+    }
+
+    fn seed_item(&self, swarm: &Swarm, item: &Item) -> Result<(), ServiceError> {
+        let wanted = Some(item.info_hash);
+        let (info, found) = torrent_of(&self.store, &item.torrent, &item.name, &item.path, wanted, &|_| ())?;
+        if found != item.info_hash {
+            let message = format!("{} has info-hash {found}, want {}", item.path.display(), item.info_hash);
+            return Err(ServiceError::new(ErrorKind::Damaged, message));
+        }
+        Ok(swarm.seed(&info, &item.path)?)
     }
 
     fn items(&self, record: &ImageRecord) -> Result<Vec<Item>, ServiceError> {
         let Some(published) = record.published else { return Ok(Vec::new()) };
         let manifest = self.store.manifest_path(&published.manifest);
         let mut items = vec![Item {
-            len: len_of(&manifest),
             path: manifest,
             torrent: self.store.manifest_torrent_path(&published.manifest),
             name: published.manifest.to_string(),
+            info_hash: published.info_hash,
         }];
         let manifest = crate::format::manifest::Manifest::parse(&self.store.manifest(&published.manifest)?)?;
         for delta in &manifest.deltas {
@@ -118,13 +139,13 @@ impl Engine {
                 path: paths.meta,
                 torrent: paths.meta_torrent,
                 name: delta.meta_sha256.to_string(),
-                len: delta.meta_len,
+                info_hash: delta.meta_info_hash,
             });
             items.push(Item {
                 path: paths.delta,
                 torrent: paths.torrent,
                 name: delta.digest.to_string(),
-                len: delta.len,
+                info_hash: delta.info_hash,
             });
         }
         Ok(items)
@@ -138,7 +159,8 @@ impl Engine {
             wanted.extend(self.items(&record)?.into_iter().map(|item| item.name));
         }
         for torrent in swarm.peers() {
-            if !wanted.contains(&torrent.name) {
+            // What is on its way belongs to a pull.
+            if !wanted.contains(&torrent.name) && swarm.is_seeded(torrent.info_hash) {
                 swarm.unseed(torrent.info_hash);
             }
         }
@@ -179,12 +201,13 @@ impl Engine {
     }
 }
 
-/// The torrent of a file: the one that was noted, or one made now and noted.
+/// The torrent of a file: the one that was noted, if it is the `wanted` one, or one made now and noted.
 pub(super) fn torrent_of(
     store: &Store,
     noted: &Path,
     name: &str,
     file: &Path,
+    wanted: Option<InfoHash>,
     progress: &(dyn Fn(Bytes) + Sync),
 ) -> Result<(TorrentInfo, InfoHash), ServiceError> {
     let open = std::fs::File::open(file).map_err(|error| super::mount::failed("open", file, &error))?;
@@ -193,7 +216,7 @@ pub(super) fn torrent_of(
         name: Some(name),
     };
     let known = match store.read_torrent(noted) {
-        Ok(bytes) => parse_info(&bytes, None, limits).ok().filter(|info| info.len == limits.max_len),
+        Ok(bytes) => parse_info(&bytes, wanted, limits).ok().filter(|info| info.len == limits.max_len),
         Err(StoreError::Io { .. }) => None,
         Err(other) => return Err(other.into()),
     };

@@ -83,8 +83,10 @@ impl Txn {
     /// Writes down what was published, after the manifest that this transaction put into the store. The image may be attached.
     pub fn finish_publish(&self, name: &ImageName, published: Published) -> Result<ImageRecord, StoreError> {
         let record = self.store().update_image(name, |record| {
-            record.published = Some(published);
-            record.add_history(HistoryEntry::now("publish", &published.manifest.to_string()));
+            if record.published != Some(published) {
+                record.published = Some(published);
+                record.add_history(HistoryEntry::now("publish", &published.info_hash.to_string()));
+            }
         })?;
         stop::point("publish.recorded");
         Ok(record)

@@ -35,6 +35,7 @@ pub const STOP_POINTS: &[&str] = &[
     "pull.journal",
     "pull.sidecars",
     "pull.object",
+    "pull.manifest",
     "pull.prepared",
     "pull.renamed",
     "pull.done",

@@ -5,6 +5,7 @@
 
 use crate::ids::InfoHash;
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use mainline::async_dht::AsyncDht;
 use mainline::{Dht, Id};
 use std::io;
@@ -111,12 +112,13 @@ impl Drop for DhtNode {
 
 /// Each name's IPv4 addresses, and the names that have none now.
 async fn resolve(names: Vec<String>) -> (Vec<SocketAddrV4>, Vec<String>) {
+    let look_up = async |name: String| {
+        let looked_up = timeout(RESOLVE, tokio::net::lookup_host(name.clone())).await;
+        let addresses: Vec<SocketAddr> = looked_up.ok().and_then(Result::ok).map_or_else(Vec::new, Iterator::collect);
+        (name, addresses)
+    };
     let (mut found, mut missing) = (Vec::new(), Vec::new());
-    for name in names {
-        let addresses = match timeout(RESOLVE, tokio::net::lookup_host(&name)).await {
-            Ok(Ok(addresses)) => addresses.collect(),
-            _ => Vec::new(),
-        };
+    for (name, addresses) in join_all(names.into_iter().map(&look_up)).await {
         let before = found.len();
         found.extend(addresses.into_iter().filter_map(|address| match address {
             SocketAddr::V4(address) => Some(address),
@@ -135,6 +137,8 @@ async fn build(listen: SocketAddrV4, bootstrap: &[SocketAddrV4]) -> io::Result<A
     loop {
         let bootstrap = bootstrap.to_vec();
         let built = tokio::task::spawn_blocking(move || {
+            // Where the library cannot bind, it may panic instead of saying so.
+            drop(std::net::UdpSocket::bind(listen)?);
             let mut builder = Dht::builder();
             builder
                 .bind_address(*listen.ip())
@@ -144,7 +148,7 @@ async fn build(listen: SocketAddrV4, bootstrap: &[SocketAddrV4]) -> io::Result<A
             builder.build()
         })
         .await
-        .expect("building a node does not panic");
+        .unwrap_or_else(|_| Err(io::Error::other("it ended at its start")));
         match built {
             Ok(node) => return Ok(node.as_async()),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < 20 => {

@@ -18,6 +18,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncSeek, AsyncSeekExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Blocking work that the engine does at once. Every open stream holds one of these for its life.
+const WORKERS: usize = 64;
+/// Streams at most, so that work always goes on; a torrent without one is fetched in order.
+const STREAMS: usize = 32;
+/// For tasks to notice the end.
+const GRACE: Duration = Duration::from_millis(200);
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
@@ -45,6 +53,7 @@ pub struct Engine {
     session: Arc<Session>,
     api: Api,
     tracker: String,
+    streams: Arc<Semaphore>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,8 +105,7 @@ impl Engine {
                 ..Default::default()
             }),
             ipv4_only: listen.is_ipv4(),
-            // Every open stream holds one of these for its life.
-            runtime_worker_threads: Some(64),
+            runtime_worker_threads: Some(WORKERS),
             peer_limit: Some(64),
             client_name_and_version: Some(format!("blockbt {}", env!("CARGO_PKG_VERSION"))),
             ..Default::default()
@@ -107,7 +115,12 @@ impl Engine {
             cause: cause.into(),
         })?;
         let api = Api::new(session.clone(), None);
-        Ok(Engine { session, api, tracker })
+        Ok(Engine {
+            session,
+            api,
+            tracker,
+            streams: Arc::new(Semaphore::new(STREAMS)),
+        })
     }
 
     pub fn listen(&self) -> Option<SocketAddr> {
@@ -164,6 +177,16 @@ impl Engine {
         })
     }
 
+    /// Opens the one stream that steers a torrent's order; `None` where too many are open.
+    pub async fn park(&self, torrent: &Torrent) -> Option<Parked> {
+        let permit = self.streams.clone().try_acquire_owned().ok()?;
+        let stream = torrent.handle.clone().stream(0).await.ok()?;
+        Some(Parked {
+            stream: Box::pin(stream),
+            _permit: permit,
+        })
+    }
+
     /// Forgets a torrent; its file stays.
     pub async fn remove(&self, info_hash: InfoHash) {
         if let Err(error) = self.session.delete(id(info_hash), false).await {
@@ -172,7 +195,8 @@ impl Engine {
     }
 
     pub async fn stop(&self) {
-        self.session.stop().await;
+        // It pauses and cancels all at once, and then sleeps for a whole second.
+        let _ = tokio::time::timeout(GRACE, self.session.stop()).await;
     }
 }
 
@@ -252,12 +276,6 @@ impl Torrent {
         });
         counts.collect()
     }
-
-    /// Opens the one stream that steers the order.
-    pub async fn park(&self) -> Option<Parked> {
-        let stream = self.handle.clone().stream(0).await.ok()?;
-        Some(Parked { stream: Box::pin(stream) })
-    }
 }
 
 trait Stream: AsyncRead + AsyncSeek + Send {}
@@ -266,6 +284,7 @@ impl<T: AsyncRead + AsyncSeek + Send> Stream for T {}
 /// A stream that nobody reads: the engine asks for the pieces behind its position first.
 pub struct Parked {
     stream: Pin<Box<dyn Stream>>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Parked {

@@ -3,9 +3,13 @@
 //! Refuses to know what the object is and where it goes next. Invariant: an object is handed out only when every unit of it has
 //! been found right against the caller's hashes and is durable; bytes that lie are removed.
 
+mod error;
+
+pub use error::FetchError;
+
 use super::believed::{self, Units, UnitsFile};
 use super::engine::{Engine, EngineError, Parked, State, Torrent};
-use super::metadata::{self, MetadataError};
+use super::metadata;
 use super::node::{Step, Watcher};
 use super::peers::PeerBook;
 use super::storage::PartFile;
@@ -18,53 +22,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 const TICK: Duration = Duration::from_millis(50);
-
-#[derive(Debug, thiserror::Error)]
-pub enum FetchError {
-    #[error("the unit hashes of {digest} have digest {found}")]
-    Units { digest: Digest, found: Digest },
-    #[error("the info dict of {info_hash} is for {} bytes, want {}", found.0, want.0)]
-    Length { info_hash: InfoHash, found: Bytes, want: Bytes },
-    #[error("the info dict of {info_hash}")]
-    Metadata {
-        info_hash: InfoHash,
-        #[source]
-        cause: MetadataError,
-    },
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    #[error("{path}")]
-    Io {
-        path: PathBuf,
-        #[source]
-        cause: io::Error,
-    },
-    #[error("{digest}, unit {unit} (byte {at}): the swarm's bytes hash to {found}, want {want}: the torrent lies, nothing of it was kept")]
-    Lies {
-        digest: Digest,
-        unit: usize,
-        at: Bytes,
-        found: Sha256,
-        want: Sha256,
-    },
-    #[error("{info_hash}: the swarm's bytes have SHA-256 {found}, want {want}: the torrent lies, nothing of it was kept")]
-    OtherBlob { info_hash: InfoHash, found: Sha256, want: Sha256 },
-    #[error("{info_hash}: nothing whole and right came for {} s ({peers} peers known)", patience.as_secs())]
-    Stalled {
-        info_hash: InfoHash,
-        patience: Duration,
-        peers: usize,
-    },
-    #[error("{info_hash} is on its way already")]
-    Busy { info_hash: InfoHash },
-    #[error("stopped on request")]
-    Cancelled,
-    #[error("the swarm is stopped")]
-    Stopped,
-}
+/// How long a fetch waits for another one's file.
+const HANDOVER: Duration = Duration::from_secs(2);
 
 /// What a fetch works with.
 pub struct Tools<'a> {
@@ -105,6 +67,7 @@ impl Tools<'_> {
 
     /// The info dict of `info_hash`, from whoever has it.
     pub async fn info(&self, info_hash: InfoHash, limits: Limits<'_>) -> Result<TorrentInfo, FetchError> {
+        self.book.add_givers(info_hash);
         let since = Instant::now();
         let mut asking = std::pin::pin!(metadata::from_book(self.book, info_hash, limits));
         loop {
@@ -135,13 +98,29 @@ impl Tools<'_> {
         outcome
     }
 
+    /// The file that the pieces go into. A fetch that has just ended may have it for a moment yet.
+    async fn part(&self, info: &TorrentInfo, path: &Path, say: UnboundedSender<u32>) -> Result<PartFile, FetchError> {
+        let since = Instant::now();
+        loop {
+            match PartFile::open(path, info.len, info.piece_len, say.clone()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && since.elapsed() < HANDOVER => tokio::time::sleep(TICK).await,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let info_hash = info.info_hash();
+                    return Err(FetchError::Busy { info_hash });
+                }
+                Err(cause) => return Err(FetchError::Io { path: path.into(), cause }),
+                Ok(part) => return Ok(part),
+            }
+        }
+    }
+
     async fn try_pieces(&self, info: &TorrentInfo, path: &Path, wanted: Option<&Wanted>) -> Result<Arrived, FetchError> {
         let io_error = |path: &Path| {
             let path = path.to_path_buf();
             move |cause| FetchError::Io { path, cause }
         };
         let (say, pieces) = unbounded_channel();
-        let part = Arc::new(PartFile::open(path, info.len, say).map_err(io_error(path))?);
+        let part = Arc::new(self.part(info, path, say).await?);
         let torrent = self.engine.add(info, part.clone(), false).await?;
         let watch = |done| {
             self.watcher.step(Step::Checking {
@@ -174,13 +153,15 @@ impl Tools<'_> {
             .enumerate()
             .filter(|(_, have)| **have)
             .for_each(|(piece, _)| run.note(piece as u32));
-        let parked = if run.missing > 0 { torrent.park().await } else { None };
+        let parked = if run.missing > 0 { self.engine.park(&torrent).await } else { None };
         run.until_complete(pieces, parked).await?;
         run.until_believed().await?;
         let sealed = part.clone();
         blocking(move || sealed.seal()).await.map_err(io_error(path))?;
         self.book.set_complete(info.info_hash(), true);
         let fetched = torrent.status().fetched;
+        let givers = torrent.peers().into_iter().filter(|peer| peer.pieces > 0);
+        self.book.gave(info.info_hash(), givers.map(|peer| peer.addr));
         Ok(Arrived { torrent, fetched })
     }
 }
@@ -281,6 +262,7 @@ impl Run<'_> {
     }
 
     async fn until_complete(&mut self, mut pieces: UnboundedReceiver<u32>, mut parked: Option<Parked>) -> Result<(), FetchError> {
+        self.steer(&mut parked).await;
         let mut progress = Instant::now();
         let mut tick = tokio::time::interval(TICK);
         while self.missing > 0 {
@@ -292,9 +274,7 @@ impl Run<'_> {
                     }
                     progress = Instant::now();
                     self.report();
-                    if let (Some(parked), Some(piece)) = (&mut parked, self.random_missing()) {
-                        parked.seek(self.info.piece_range(piece).start).await;
-                    }
+                    self.steer(&mut parked).await;
                 }
                 verdict = next_verdict(&mut self.verifier) => self.judge(verdict)?,
                 _ = tick.tick() => {
@@ -369,6 +349,12 @@ impl Run<'_> {
     }
 
     /// In-order pieces make every peer want the same; a random one spreads them.
+    async fn steer(&self, parked: &mut Option<Parked>) {
+        if let (Some(parked), Some(piece)) = (parked, self.random_missing()) {
+            parked.seek(self.info.piece_range(piece).start).await;
+        }
+    }
+
     fn random_missing(&self) -> Option<u32> {
         let mut random = [0; 8];
         if self.missing == 0 || getrandom::fill(&mut random).is_err() {

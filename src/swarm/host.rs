@@ -32,7 +32,15 @@ pub struct Host {
     torrents: Mutex<HashMap<InfoHash, Claim>>,
 }
 
+/// What an info-hash was claimed for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Seed,
+    Fetch,
+}
+
 struct Claim {
+    purpose: Purpose,
     announcer: JoinHandle<()>,
     /// `None` while it is being added or fetched.
     ready: Option<Ready>,
@@ -107,6 +115,10 @@ impl Host {
 
     /// Takes an info-hash for one caller, and begins to look for its peers. `false` where another has it.
     pub fn claim(&self, info_hash: InfoHash, peers: Vec<SocketAddr>) -> bool {
+        self.claim_for(Purpose::Fetch, info_hash, peers)
+    }
+
+    fn claim_for(&self, purpose: Purpose, info_hash: InfoHash, peers: Vec<SocketAddr>) -> bool {
         self.with(|torrents| {
             if torrents.contains_key(&info_hash) {
                 return false;
@@ -119,7 +131,14 @@ impl Host {
                     announce::run(dht, book, info_hash, port).await;
                 }
             });
-            torrents.insert(info_hash, Claim { announcer, ready: None });
+            torrents.insert(
+                info_hash,
+                Claim {
+                    purpose,
+                    announcer,
+                    ready: None,
+                },
+            );
             true
         })
     }
@@ -134,6 +153,10 @@ impl Host {
 
     fn ready(&self, info_hash: InfoHash) -> Option<Ready> {
         self.with(|torrents| torrents.get(&info_hash)?.ready.clone())
+    }
+
+    pub fn is_seeded(&self, info_hash: InfoHash) -> bool {
+        self.ready(info_hash).is_some()
     }
 
     /// Gives an info-hash up, and takes its torrent out of the engine.
@@ -154,13 +177,15 @@ impl Host {
         })
     }
 
+    /// Where another caller is about to seed the same, waits for what becomes of that. Errors: [`SwarmError::Busy`] while it is fetched.
     pub async fn seed(&self, info: TorrentInfo, path: PathBuf) -> Result<(), SwarmError> {
         let info_hash = info.info_hash();
-        if !self.claim(info_hash, Vec::new()) {
-            return match self.ready(info_hash) {
-                Some(_) => Ok(()),
-                None => Err(SwarmError::Busy { info_hash }),
-            };
+        while !self.claim_for(Purpose::Seed, info_hash, Vec::new()) {
+            match self.with(|torrents| torrents.get(&info_hash).map(|claim| (claim.purpose, claim.ready.is_some()))) {
+                Some((_, true)) => return Ok(()),
+                Some((Purpose::Fetch, false)) => return Err(SwarmError::Busy { info_hash }),
+                Some((Purpose::Seed, false)) | None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
         }
         self.book.set_complete(info_hash, true);
         let outcome = self.try_seed(&info, &path).await;

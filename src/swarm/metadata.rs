@@ -18,7 +18,8 @@ use tokio::time::timeout;
 
 const CONNECT: Duration = Duration::from_secs(5);
 const WHOLE: Duration = Duration::from_secs(20);
-const AGAIN: Duration = Duration::from_secs(5);
+/// Until a peer that did not have it is asked again: one that has just started may have it then.
+const AGAIN: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 8;
 const BLOCK: usize = 16 << 10;
 /// The longest message that is read: a block and its dict, a bitfield, or another client's handshake.

@@ -63,6 +63,8 @@ pub enum SwarmError {
     },
     #[error("{info_hash} is on its way already")]
     Busy { info_hash: InfoHash },
+    #[error("the swarm is stopped")]
+    Stopped,
 }
 
 /// What a fetch is at.
@@ -163,8 +165,13 @@ impl Swarm {
         })
     }
 
-    fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
-        self.runtime.block_on(self.runtime.spawn(work)).expect("the swarm does not panic")
+    /// `None` when the runtime ended meanwhile.
+    fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+        match self.runtime.block_on(self.runtime.spawn(work)) {
+            Ok(done) => Some(done),
+            Err(error) if error.is_cancelled() => None,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
     }
 
     /// Where peers connect to.
@@ -179,7 +186,7 @@ impl Swarm {
     /// How many other DHT nodes this one knows.
     pub fn dht_nodes(&self) -> usize {
         let host = self.host.clone();
-        self.run(async move { host.dht_nodes().await })
+        self.run(async move { host.dht_nodes().await }).unwrap_or(0)
     }
 
     /// Announces that the bridge has answered, and peers that it has handed over.
@@ -193,12 +200,18 @@ impl Swarm {
     pub fn seed(&self, info: &TorrentInfo, path: &Path) -> Result<(), SwarmError> {
         let (host, info, path) = (self.host.clone(), info.clone(), path.to_path_buf());
         self.run(async move { host.seed(info, path).await })
+            .unwrap_or(Err(SwarmError::Stopped))
     }
 
     /// Stops seeding or fetching it. Its file stays.
     pub fn unseed(&self, info_hash: InfoHash) {
         let host = self.host.clone();
         self.run(async move { host.close(info_hash).await });
+    }
+
+    /// Whether it is complete and being seeded.
+    pub fn is_seeded(&self, info_hash: InfoHash) -> bool {
+        self.host.is_seeded(info_hash)
     }
 
     /// What has become of a seeded file: damage that was noticed since.
@@ -226,6 +239,7 @@ impl Swarm {
             host.close(info_hash).await;
             outcome
         })
+        .unwrap_or(Err(FetchError::Stopped))
     }
 
     /// Brings an object here. An earlier try's `.part` is gone on with. On success it is seeded already: after linking the file the
@@ -243,6 +257,7 @@ impl Swarm {
             }
             outcome
         })
+        .unwrap_or(Err(FetchError::Stopped))
     }
 
     /// Every torrent that is seeded or fetched, with its peers.
@@ -264,16 +279,33 @@ pub fn public_bootstrap() -> Vec<String> {
 
 /// Why the engine could not reach our own tracker bridge: its HTTP client obeys the proxy variables, and has no switch for it.
 ///
-/// `None` where all is well. The program sets `NO_PROXY` and starts itself again; a library cannot change its own environment.
+/// `None` where all is well. The program starts itself again with [`exempt_from_proxy`]; a library cannot change its own environment.
 pub fn proxy_problem() -> Option<String> {
     problem_in(&|name| std::env::var(name).ok())
+}
+
+/// What `NO_PROXY` must say instead of what it says, where there is a [`proxy_problem`].
+pub fn exempt_from_proxy() -> Option<String> {
+    let get = |name: &str| std::env::var(name).ok();
+    problem_in(&get).map(|_| exemption_in(&get))
+}
+
+/// The lower-case form wins, as in the client.
+fn exempt_in(get: &dyn Fn(&str) -> Option<String>) -> String {
+    get("no_proxy").or_else(|| get("NO_PROXY")).unwrap_or_default()
+}
+
+fn exemption_in(get: &dyn Fn(&str) -> Option<String>) -> String {
+    match exempt_in(get) {
+        none if none.trim().is_empty() => "127.0.0.1".into(),
+        some => format!("{some},127.0.0.1"),
+    }
 }
 
 fn problem_in(get: &dyn Fn(&str) -> Option<String>) -> Option<String> {
     let set = |name: &&&str| get(name).is_some_and(|value| !value.is_empty());
     let name = ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"].iter().find(set)?;
-    // The lower-case form wins, as in the client.
-    let exempt = get("no_proxy").or_else(|| get("NO_PROXY")).unwrap_or_default();
+    let exempt = exempt_in(get);
     let covers = |entry: &str| matches!(entry.trim(), "*" | "127.0.0.1" | "127.0.0.0/8");
     let problem = format!("{name} is set and NO_PROXY does not name 127.0.0.1: the engine could not reach the tracker bridge");
     (!exempt.split(',').any(covers)).then_some(problem)
@@ -296,6 +328,8 @@ mod tests {
         ] {
             let get = |name: &str| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
             assert_eq!(problem_in(&get).is_some(), problem, "{vars:?}");
+            let mended = |name: &str| if name == "no_proxy" { Some(exemption_in(&get)) } else { get(name) };
+            assert_eq!(problem_in(&mended), None, "{vars:?}");
         }
     }
 }

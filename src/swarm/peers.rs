@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 const MAX_PEERS: usize = 500;
+const MAX_GIVERS: usize = 16;
 /// What the DHT said is forgotten after this time, unless it says so again.
 const FORGET: Duration = Duration::from_secs(30 * 60);
 
@@ -46,6 +47,8 @@ impl fmt::Display for FoundBy {
 #[derive(Default)]
 pub struct PeerBook {
     known: Mutex<HashMap<InfoHash, Known>>,
+    /// Who gave us something lately, the newest last.
+    givers: Mutex<Vec<(SocketAddr, FoundBy)>>,
     changed: Notify,
 }
 
@@ -118,6 +121,28 @@ impl PeerBook {
         })
     }
 
+    /// Notes who gave us of this torrent, if we know where to call them.
+    pub fn gave(&self, info_hash: InfoHash, peers: impl IntoIterator<Item = SocketAddr>) {
+        let mut givers = self.givers.lock().expect("no thread panics while it holds this lock");
+        for peer in peers {
+            let by = self.found_by(info_hash, peer);
+            if by != FoundBy::Incoming {
+                givers.retain(|(known, _)| *known != peer);
+                givers.push((peer, by));
+            }
+        }
+        let extra = givers.len().saturating_sub(MAX_GIVERS);
+        givers.drain(..extra);
+    }
+
+    /// Who has given us other torrents may have this one, too: an image is many of them, and each look-up takes its time.
+    pub fn add_givers(&self, info_hash: InfoHash) {
+        let givers = self.givers.lock().expect("no thread panics while it holds this lock").clone();
+        for (peer, by) in givers {
+            self.add(info_hash, by, [peer]);
+        }
+    }
+
     /// Returns when somebody was added, or after `at_most`.
     pub async fn wait(&self, at_most: Duration) {
         let _ = tokio::time::timeout(at_most, self.changed.notified()).await;
@@ -142,6 +167,21 @@ mod tests {
         assert_eq!(book.found_by(hash, "10.0.0.2:5".parse().unwrap()), FoundBy::Incoming);
         book.close(hash);
         assert!(book.peers(hash).is_empty());
+    }
+
+    #[test]
+    fn who_gave_one_torrent_is_asked_for_the_next() {
+        let book = PeerBook::default();
+        let (first, second) = (InfoHash([1; 20]), InfoHash([2; 20]));
+        let (caller, called) = ("10.0.0.1:40000".parse().unwrap(), "10.0.0.1:5".parse().unwrap());
+        book.open(first);
+        book.add(first, FoundBy::Dht, [called]);
+        book.gave(first, [caller, called]);
+        book.close(first);
+        book.open(second);
+        book.add_givers(second);
+        assert_eq!(book.peers(second), [called]);
+        assert_eq!(book.found_by(second, called), FoundBy::Dht);
     }
 
     #[test]

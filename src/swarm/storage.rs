@@ -3,10 +3,12 @@
 //! Refuses to know hashes. Invariant: a finished object is opened read-only, and every attempt to write, resize or remove it is an
 //! error that marks it damaged; a `.part` becomes such a file before it gets its second name.
 
+use super::gather::{Gather, Put};
 use crate::units::Bytes;
 use librqbit::storage::{BoxStorageFactory, StorageFactory, StorageFactoryExt, TorrentStorage};
 use librqbit::{ManagedTorrentShared, TorrentMetadata};
 use librqbit_core::lengths::ValidPieceIndex;
+use rustix::fs::FlockOperation;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -107,15 +109,17 @@ impl Backing for SeedFile {
 }
 
 /// An object that arrives, sparse and of its full length from the start, so that what is missing of it reads as zeros.
-#[derive(Debug)]
 pub struct PartFile {
     path: PathBuf,
     len: u64,
     file: RwLock<Writable>,
+    gather: Gather,
     failed: Mutex<Option<io::Error>>,
     /// Nothing was ever written: reads are refused, which spares the engine a check of nothing but zeros.
     blank: AtomicBool,
     pieces: UnboundedSender<u32>,
+    /// Two writers of one file would each undo what the other believes.
+    _lock: File,
 }
 
 #[derive(Debug)]
@@ -127,25 +131,16 @@ struct Writable {
 impl PartFile {
     /// Opens `path` where it was left, or anew. A file that has got a second name is an object: it is left alone, and only this
     /// name of it is given up.
-    pub fn open(path: &Path, len: Bytes, pieces: UnboundedSender<u32>) -> io::Result<PartFile> {
-        match std::fs::symlink_metadata(path) {
-            Ok(found) if found.is_file() && found.nlink() == 1 => {
-                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-            }
-            Ok(_) => std::fs::remove_file(path)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        let blank = !path.exists();
-        let mut options = OpenOptions::new();
-        options
+    ///
+    /// Errors: [`io::ErrorKind::WouldBlock`] while another process, or another fetch of this one, has it.
+    pub fn open(path: &Path, len: Bytes, piece_len: u32, pieces: UnboundedSender<u32>) -> io::Result<PartFile> {
+        let (lock, blank) = lock_part(path)?;
+        lock.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW);
-        let file = options.open(path)?;
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path)?;
         file.set_len(len.0)?;
         Ok(PartFile {
             path: path.into(),
@@ -154,9 +149,11 @@ impl PartFile {
                 file: Arc::new(file),
                 open: true,
             }),
+            gather: Gather::new(piece_len, len.0),
             failed: Mutex::new(None),
             blank: AtomicBool::new(blank),
             pieces,
+            _lock: lock,
         })
     }
 
@@ -168,7 +165,7 @@ impl PartFile {
         self.file.read().expect("no thread panics while it holds this lock").file.clone()
     }
 
-    /// What was written before the call is durable after it.
+    /// What was written of whole pieces before the call is durable after it.
     pub fn sync(&self) -> io::Result<()> {
         self.file().sync_data()
     }
@@ -176,6 +173,8 @@ impl PartFile {
     /// Syncs it, takes the right to write from it, and swaps the descriptor for a read-only one.
     pub fn seal(&self) -> io::Result<()> {
         let mut writable = self.file.write().expect("no thread panics while it holds this lock");
+        let parts = self.gather.spill(0..self.len);
+        parts.iter().try_for_each(|(at, bytes)| writable.file.write_all_at(bytes, *at))?;
         writable.file.set_permissions(std::fs::Permissions::from_mode(0o400))?;
         writable.file.sync_all()?;
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&self.path)?;
@@ -200,13 +199,67 @@ impl PartFile {
         if !writable.open {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the object is complete"));
         }
-        if at.checked_add(data.len() as u64).is_none_or(|end| end > self.len) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a write past its end"));
+        let end = at.checked_add(data.len() as u64).filter(|end| *end <= self.len);
+        let end = end.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a write past its end"))?;
+        let (mut at, mut rest) = (at, data);
+        while at < end {
+            let part = self.gather.first(at..end);
+            let (bytes, more) = rest.split_at((part.end - part.start) as usize);
+            match self.gather.put(at, bytes) {
+                Put::Held => {}
+                Put::Whole(start, piece) => writable.file.write_all_at(&piece, start)?,
+                Put::NoRoom => writable.file.write_all_at(bytes, at)?,
+            }
+            (at, rest) = (part.end, more);
         }
-        writable.file.write_all_at(data, at)?;
         self.blank.store(false, Ordering::Release);
         Ok(())
     }
+
+    fn read_piece(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        if self.gather.read(at, buf) {
+            return Ok(());
+        }
+        let file = self.file();
+        let parts = self.gather.spill(at..at + 1);
+        parts.iter().try_for_each(|(at, bytes)| file.write_all_at(bytes, *at))?;
+        file.read_exact_at(buf, at)
+    }
+}
+
+/// The file at `path`, locked, and whether it is new. It is looked at only under its lock.
+fn lock_part(path: &Path) -> io::Result<(File, bool)> {
+    loop {
+        let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match create_new(path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                other => {
+                    let file = other?;
+                    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+                    return Ok((file, true));
+                }
+            },
+            Err(_) if path.is_symlink() => {
+                std::fs::remove_file(path)?;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        let ours = file.metadata()?;
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if (found.dev(), found.ino()) != (ours.dev(), ours.ino()) => {}
+            Ok(found) if found.is_file() && found.nlink() == 1 => return Ok((file, false)),
+            Ok(_) => std::fs::remove_file(path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn create_new(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 impl Backing for PartFile {
@@ -214,7 +267,14 @@ impl Backing for PartFile {
         if self.blank.load(Ordering::Acquire) {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "nothing has come yet"));
         }
-        self.file().read_exact_at(buf, at)
+        let (mut at, mut rest) = (at, buf);
+        while !rest.is_empty() {
+            let part = self.gather.first(at..at.saturating_add(rest.len() as u64));
+            let (bytes, more) = rest.split_at_mut((part.end - part.start) as usize);
+            self.read_piece(at, bytes)?;
+            (at, rest) = (part.end, more);
+        }
+        Ok(())
     }
 
     fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
@@ -241,6 +301,7 @@ impl Backing for PartFile {
     }
 
     fn piece(&self, index: u32) {
+        self.gather.done(u64::from(index));
         // The other end is gone once nobody waits for the object any more.
         let _ = self.pieces.send(index);
     }

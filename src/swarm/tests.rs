@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 mod faults;
+mod many;
 mod parity;
 mod raw;
 mod resume;
@@ -86,16 +87,21 @@ impl Node {
     }
 
     fn start_with(dht_listen: SocketAddrV4, bootstrap: &[String], patience: Duration) -> Node {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(4)
-            .enable_all()
-            .build()
-            .unwrap();
+        Node::start_on(Some(dht_listen), bootstrap, patience)
+    }
+
+    fn start_on(dht_listen: Option<SocketAddrV4>, bootstrap: &[String], patience: Duration) -> Node {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(4).enable_all().build().unwrap();
+        Node::start_in(runtime, dht_listen, bootstrap, patience)
+    }
+
+    fn start_in(runtime: tokio::runtime::Runtime, dht_listen: Option<SocketAddrV4>, bootstrap: &[String], patience: Duration) -> Node {
         let dir = tempfile::tempdir().unwrap();
         let config = SwarmConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             announce_port: 0,
-            dht_listen: Some(dht_listen),
+            dht_listen,
             bootstrap: bootstrap.to_vec(),
             work_dir: dir.path().join("work"),
             patience: Some(patience),

@@ -1,6 +1,6 @@
 //! A full disk at every step: the old state stays, it is said why, and with space given back all goes on.
 
-use super::rig::{Rig, Said, noise, run, text};
+use super::rig::{HeldImport, Rig, Said, noise, run, text};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -171,4 +171,53 @@ fn a_guest_on_a_full_disk_gets_an_error_and_its_disk_stays_whole() {
     rig.ok(&["detach", "web"]);
     rig.ok(&["commit", "web"]);
     rig.assert_sound("commit after a full disk");
+}
+
+#[test]
+fn what_a_full_disk_lost_while_an_import_ran_is_noticed_although_there_is_room_at_its_end() {
+    let rig = Rig::on_small_disk(128);
+    rig.ok(&["create", "old", "--size", "64M"]);
+    let source = source(&rig);
+    let import = HeldImport::start(&rig, "new", &source);
+    let filler = Filler::leave(&rig, 4);
+    // The kernel writes now what the import has only in memory, and cannot.
+    let draft = import.draft();
+    assert!(
+        !Command::new("sync").arg("-f").arg(&draft).status().unwrap().success(),
+        "12 MiB went into 4"
+    );
+    filler.give_back();
+    let said = import.finish();
+    assert!(said.code == Some(1) && said.err.contains("is not all on"), "{said:?}");
+    assert_eq!(rig.names(), ["old"]);
+    rig.assert_sound("lost writes");
+}
+
+#[test]
+fn a_daemon_on_a_full_disk_says_so_and_lives() {
+    let mut rig = Rig::on_small_disk(64);
+    rig.ok(&["create", "old", "--size", "64M"]);
+    rig.ok(&["create", "spare", "--size", "64M"]);
+    rig.start_daemon(None);
+    let source = rig.make_dir("source");
+    fs::write(source.join("file"), noise(1, 8 << 20)).unwrap();
+    for mib in [0, 1, 2] {
+        let filler = Filler::leave(&rig, mib);
+        let why = rig.fails(&["import", "new", text(&source), "--size", "64M"], 1);
+        assert!(why.to_lowercase().contains("no space"), "{why}");
+        rig.names();
+        rig.ok(&["info", "old"]);
+        filler.give_back();
+        rig.assert_sound("no room for the daemon");
+    }
+    let filler = Filler::leave(&rig, 0);
+    rig.ok(&["rm", "spare"]);
+    rig.ok(&["gc"]);
+    filler.give_back();
+    rig.ok(&["import", "new", text(&source), "--size", "64M"]);
+    let tree = rig.ok(&["tree"]);
+    assert_eq!((rig.names(), tree.lines().count()), (vec!["new".into(), "old".into()], 2));
+    rig.stop_daemon();
+    assert_eq!(rig.ok(&["tree"]), tree);
+    rig.assert_sound("with room again");
 }

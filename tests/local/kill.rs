@@ -5,6 +5,7 @@ use blockbt::store::stop::STOP_POINTS;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// Where a verb has happened although it was killed: from this point on.
@@ -270,4 +271,39 @@ fn a_killed_daemon_leaves_what_is_mounted_mounted() {
     rig.ok(&["mount", "old", text(&mnt)]);
     assert_eq!(fs::read(mnt.join("before")).unwrap(), b"1");
     assert_eq!(fs::read(mnt.join("after")).unwrap(), b"2");
+}
+
+#[test]
+fn a_mount_or_umount_killed_at_any_moment_can_be_said_again() {
+    let rig = prepared("");
+    let mnt = rig.make_dir("mnt");
+    for (verb, step_ms) in [("mount", 5), ("umount", 3)] {
+        for n in 0..16 {
+            let when = format!("{verb} killed after {} ms", n * step_ms);
+            if verb == "umount" {
+                rig.ok(&["mount", "old", text(&mnt)]);
+                write_synced(&mnt.join("n"), when.as_bytes());
+            }
+            let words = if verb == "mount" {
+                vec![verb, "old", text(&mnt)]
+            } else {
+                vec![verb, "old"]
+            };
+            let mut child = rig.command(&words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(Duration::from_millis(n * step_ms));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            rig.names();
+            // What was done before the kill stays, be it all of it, the device alone, or nothing.
+            let said = rig.ctl(&["umount", "old"]);
+            assert!(matches!(said.code, Some(0 | 3)), "{when}: {said:?}");
+            rig.assert_clean(&when);
+            if verb == "umount" {
+                rig.ok(&["mount", "old", text(&mnt), "--read-only"]);
+                assert_eq!(fs::read(mnt.join("n")).unwrap(), when.as_bytes());
+                rig.ok(&["umount", "old"]);
+            }
+        }
+    }
+    rig.assert_sound("killed mounts");
 }

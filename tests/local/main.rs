@@ -3,6 +3,7 @@
 
 mod full_disk;
 mod kill;
+mod refusals;
 mod rig;
 mod together;
 mod verbs;

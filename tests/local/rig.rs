@@ -5,6 +5,7 @@ use blockbt::store::Store;
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -14,7 +15,6 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct Said {
     pub code: Option<i32>,
-    pub signal: Option<i32>,
     pub out: String,
     pub err: String,
 }
@@ -23,7 +23,6 @@ impl From<Output> for Said {
     fn from(output: Output) -> Said {
         Said {
             code: output.status.code(),
-            signal: output.status.signal(),
             out: String::from_utf8(output.stdout).expect("output is UTF-8"),
             err: String::from_utf8(output.stderr).expect("output is UTF-8"),
         }
@@ -80,8 +79,13 @@ impl Rig {
     }
 
     pub fn command(&self, words: &[impl AsRef<OsStr>]) -> Command {
+        self.command_at(&self.root, words)
+    }
+
+    /// As [`Rig::command`], for another store.
+    pub fn command_at(&self, root: &Path, words: &[impl AsRef<OsStr>]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_blockbt-ctl"));
-        command.arg("--root").arg(&self.root).args(words);
+        command.arg("--root").arg(root).args(words);
         self.clean(&mut command);
         command
     }
@@ -261,6 +265,67 @@ impl Drop for Rig {
             }
         }
         let _ = fs::remove_dir_all(run_dir);
+    }
+}
+
+/// An import that has most of its archive and waits for the rest.
+pub struct HeldImport {
+    child: Child,
+    pipe: Option<File>,
+    rest: Vec<u8>,
+    run_dir: PathBuf,
+}
+
+impl HeldImport {
+    pub fn start(rig: &Rig, name: &str, source: &Path) -> HeldImport {
+        let (fifo, tar) = (rig.path(&format!("{name}.fifo")), rig.path(&format!("{name}.tar")));
+        run("mkfifo", &[text(&fifo)]);
+        run("tar", &["--sort=name", "-C", text(source), "-cf", text(&tar), "."]);
+        let bytes = fs::read(tar).unwrap();
+        let mut command = rig.command(&["import", name, text(&fifo), "--size", "64M"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut pipe = File::options().write(true).open(fifo).unwrap();
+        let held = bytes.len() - 10_240;
+        pipe.write_all(&bytes[..held]).unwrap();
+        HeldImport {
+            child,
+            pipe: Some(pipe),
+            rest: bytes[held..].into(),
+            run_dir: rig.run_dir(),
+        }
+    }
+
+    /// Where what it makes is mounted.
+    pub fn draft(&self) -> PathBuf {
+        let places = fs::read_dir(&self.run_dir).unwrap().map(|entry| entry.unwrap().path());
+        let mut drafts = places.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("draft-"));
+        drafts.next().expect("an import at work has a draft").join("mnt")
+    }
+
+    pub fn assert_runs(&mut self) {
+        assert!(self.child.try_wait().unwrap().is_none(), "the import ended before its archive");
+    }
+
+    /// Sends the rest.
+    pub fn finish(mut self) -> Said {
+        self.pipe.take().unwrap().write_all(&self.rest).unwrap();
+        let mut said = (String::new(), String::new());
+        self.child.stdout.take().unwrap().read_to_string(&mut said.0).unwrap();
+        self.child.stderr.take().unwrap().read_to_string(&mut said.1).unwrap();
+        let status = self.child.wait().unwrap();
+        Said {
+            code: status.code(),
+            out: said.0,
+            err: said.1,
+        }
+    }
+}
+
+impl Drop for HeldImport {
+    fn drop(&mut self) {
+        // Without its pipe's end the import ends by itself, with an error.
+        self.pipe = None;
+        let _ = self.child.wait();
     }
 }
 

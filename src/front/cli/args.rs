@@ -3,7 +3,7 @@
 //! Refuses to know what a verb does; it turns words into a checked [`Request`].
 //! Invariant: help does not depend on the terminal or the environment, as it is pinned in golden files.
 
-use crate::front::config::host_port;
+use crate::front::config::{NO_NODES, host_port};
 use crate::ids::ImageName;
 use crate::service::{self, MakeFs, Request};
 use crate::units::{Bytes, UnitError, parse_size};
@@ -270,9 +270,12 @@ pub enum Command {
         /// A DHT node to ask as well; can be repeated
         #[arg(long, value_name = "HOST:PORT", value_parser = host_port)]
         bootstrap: Vec<String>,
-        /// Give up after this many seconds [default: never]
+        /// Give up when nothing has come nearer for this many seconds [default: never]
         #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
         timeout: Option<u64>,
+        /// Take a link without x.bbt: nothing but SHA-1 vouches for the image then
+        #[arg(long)]
+        insecure_sha1: bool,
     },
     /// List who is connected, per delta: how found, and what went over
     #[command(after_help = "Example:\n  blockbt-ctl peers")]
@@ -347,15 +350,18 @@ impl Command {
             Command::Pull {
                 link,
                 name,
-                bootstrap,
+                mut bootstrap,
                 timeout,
+                insecure_sha1,
             } => {
+                bootstrap.retain(|node| node != NO_NODES);
                 let timeout_ms = timeout.map(|seconds| Duration::from_secs(seconds).as_millis() as u64);
                 Request::Pull(service::Pull {
                     link,
                     name,
                     bootstrap,
                     timeout_ms,
+                    insecure_sha1,
                 })
             }
             Command::Peers => Request::Peers(service::Peers {}),

@@ -31,6 +31,7 @@ fn requests_survive_json() {
             name: None,
             bootstrap: vec!["a:1".into()],
             timeout_ms: Some(5),
+            insecure_sha1: true,
         }),
     ];
     for request in requests {

@@ -3,7 +3,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 fn part(dir: &Path, len: u64) -> (io::Result<PartFile>, UnboundedReceiver<u32>) {
     let (say, pieces) = unbounded_channel();
-    (PartFile::open(&dir.join("x.part"), Bytes(len), say), pieces)
+    (PartFile::open(&dir.join("x.part"), Bytes(len), 1 << 18, say), pieces)
 }
 
 #[test]
@@ -127,9 +127,13 @@ fn a_part_goes_on_where_it_was_left_even_if_it_was_sealed() {
     let (first, _pieces) = part(dir.path(), 8);
     let first = first.unwrap();
     first.write(0, b"half").unwrap();
+    let (second, _pieces) = part(dir.path(), 8);
+    assert_eq!(second.err().unwrap().kind(), io::ErrorKind::WouldBlock, "one writer at a time");
     first.seal().unwrap();
+    drop(first);
     let (second, _pieces) = part(dir.path(), 8);
     let second = second.unwrap();
     second.write(4, b"more").unwrap();
+    second.seal().unwrap();
     assert_eq!(std::fs::read(second.path()).unwrap(), b"halfmore");
 }

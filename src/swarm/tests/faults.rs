@@ -17,6 +17,7 @@ fn script(info_hash: InfoHash, metadata: Vec<u8>) -> Script {
         said_size: metadata.len() as i64,
         metadata,
         pieces: 0,
+        answers: true,
     }
 }
 

@@ -3,9 +3,10 @@
 use crate::bencode::{self, Value};
 use crate::ids::InfoHash;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// What the peer says and sends.
 #[derive(Clone)]
@@ -15,14 +16,16 @@ pub struct Script {
     pub metadata: Vec<u8>,
     /// What it says of the metadata's size.
     pub said_size: i64,
-    /// It says that it has so many pieces, and answers each request with noise.
+    /// It says that it has so many pieces.
     pub pieces: usize,
+    /// Whether it answers requests for blocks, with noise.
+    pub answers: bool,
 }
 
 /// Runs until the test's process ends; each connection has a thread.
 pub struct RawPeer {
     pub addr: SocketAddr,
-    /// Blocks of noise that were sent.
+    /// Blocks that it was asked for.
     pub blocks: Arc<AtomicU64>,
 }
 
@@ -95,9 +98,55 @@ fn serve(mut stream: TcpStream, script: &Script, blocks: &AtomicU64) -> io::Resu
             [6, rest @ ..] if rest.len() == 12 => {
                 let want = u32::from_be_bytes([rest[8], rest[9], rest[10], rest[11]]) as usize;
                 let noise = super::noise(want, blocks.fetch_add(1, Ordering::Relaxed) + 99);
+                if !script.answers {
+                    continue;
+                }
                 send(&mut stream, 7, &[&rest[..8], &noise].concat())?;
             }
             _ => {}
         }
     }
+}
+
+/// A slow link: what connects to it is passed on, and all that comes back shares one rate. Ends with the test's process.
+pub struct SlowLink {
+    pub addr: SocketAddr,
+}
+
+impl SlowLink {
+    pub fn start(to: SocketAddr, bytes_per_second: u64) -> SlowLink {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let free_at = Arc::new(Mutex::new(Instant::now()));
+        std::thread::spawn(move || {
+            for near in listener.incoming().flatten() {
+                let Ok(far) = TcpStream::connect(to) else { continue };
+                let (up, down) = ((near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near));
+                std::thread::spawn(move || pass(up.0, up.1, |_| {}));
+                let free_at = free_at.clone();
+                std::thread::spawn(move || {
+                    pass(down.0, down.1, |len| {
+                        let mut free_at = free_at.lock().unwrap();
+                        let until = (*free_at).max(Instant::now()) + Duration::from_micros(len as u64 * 1_000_000 / bytes_per_second);
+                        *free_at = until;
+                        drop(free_at);
+                        std::thread::sleep(until.saturating_duration_since(Instant::now()));
+                    })
+                });
+            }
+        });
+        SlowLink { addr }
+    }
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, pay: impl Fn(usize)) {
+    let mut buf = vec![0; 16 << 10];
+    while let Ok(len @ 1..) = from.read(&mut buf) {
+        pay(len);
+        if to.write_all(&buf[..len]).is_err() {
+            break;
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
 }

@@ -5,7 +5,7 @@ use crate::swarm::believed;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-const LEN: usize = (128 << 20) + 4096;
+const LEN: usize = (64 << 20) + 4096;
 const MOST_AGAIN: u64 = 16 << 20;
 
 /// Kills its own process once so many bytes are there.
@@ -43,6 +43,8 @@ fn a_killed_fetch_goes_on_and_fetches_little_again() {
         let at = LEN as u64 * percent / 100;
         let status = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "swarm::tests::resume::killed_child", "--nocapture"])
+            // Its own directory is in ours: the killed cannot tidy up.
+            .env("TMPDIR", dir.path())
             .env("BLOCKBT_TEST_RESUME", format!("{}\n{}\n{at}", dir.path().display(), a.addr()))
             .output()
             .unwrap();
