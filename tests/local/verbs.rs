@@ -154,7 +154,7 @@ fn what_has_rotted_is_found_with_its_place_and_the_catalogue_is_made_anew() {
     let (list, tree) = (rig.ok(&["list"]), rig.ok(&["tree"]));
     fs::remove_dir_all(rig.root().join("catalog.sled")).unwrap();
     let said = rig.ok(&["check", "--rebuild"]);
-    assert!(said.contains("catalogue made anew: 1 images, 1 objects"), "{said}");
+    assert!(said.contains("catalogue made anew: 1 image, 1 object"), "{said}");
     assert_eq!((rig.ok(&["list"]), rig.ok(&["tree"])), (list, tree));
     let objects = run("find", &[text(&rig.root().join("objects")), "-name", "*.delta"]);
     let path = objects.trim();
