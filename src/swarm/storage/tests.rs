@@ -128,7 +128,7 @@ fn a_part_goes_on_where_it_was_left_even_if_it_was_sealed() {
     let first = first.unwrap();
     first.write(0, b"half").unwrap();
     let (second, _pieces) = part(dir.path(), 8);
-    assert_eq!(second.unwrap_err().kind(), io::ErrorKind::WouldBlock, "one writer at a time");
+    assert_eq!(second.err().unwrap().kind(), io::ErrorKind::WouldBlock, "one writer at a time");
     first.seal().unwrap();
     drop(first);
     let (second, _pieces) = part(dir.path(), 8);
