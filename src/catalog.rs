@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 /// How long a process waits for another one's transaction.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The key, in sled's default tree, that says that the index is whole; its number is the rows' own version.
+/// The key, in sled's default tree, that says that the index is whole; its number is the rows' own version. Its value is the boot of the machine
+/// that it holds for: what of the last changes a power cut took, here or from what we were to be told, is not asked but indexed again.
 const FINISHED: &[u8] = b"whole-1";
 
 #[derive(Debug, thiserror::Error)]
@@ -159,7 +160,7 @@ impl Catalog {
             return Ok(());
         }
         for change in &untold {
-            let Ok(names) = &change.names else { return self.rebuild(store) };
+            let Some(names) = &change.names else { return self.rebuild(store) };
             for name in names {
                 match store.image(name) {
                     Ok(record) => self.put_image(&record)?,
@@ -192,7 +193,7 @@ impl Catalog {
                 Err(error) => tracing::warn!(%digest, cause = %error, "an object without a description is not in the catalogue"),
             }
         }
-        self.at("mark", self.db.insert(FINISHED, b""))?;
+        self.at("mark", self.db.insert(FINISHED, boot()))?;
         self.flush()?;
         Ok(store.told(untold)?)
     }
@@ -268,7 +269,9 @@ impl Catalog {
     }
 
     fn is_finished(&self) -> Result<bool, CatalogError> {
-        self.at("read", self.db.contains_key(FINISHED))
+        let boot = boot();
+        let of = self.at("read", self.db.get(FINISHED))?;
+        Ok(!boot.is_empty() && of.is_some_and(|of| of == boot))
     }
 
     fn at<T>(&self, doing: &'static str, result: sled::Result<T>) -> Result<T, CatalogError> {
@@ -288,6 +291,11 @@ fn open_trees(path: &Path) -> sled::Result<(sled::Db, [sled::Tree; 3])> {
         .open()?;
     let trees = [db.open_tree("images")?, db.open_tree("objects")?, db.open_tree("hashes")?];
     Ok((db, trees))
+}
+
+/// Another one each time that the machine starts; empty where the kernel does not tell.
+fn boot() -> Vec<u8> {
+    std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
 /// sled gives no kind to this error, only words.

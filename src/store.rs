@@ -18,6 +18,7 @@ mod problems;
 mod recover;
 pub mod stop;
 mod txn;
+mod untold;
 
 pub use error::StoreError;
 pub use gc::{GcReport, Removed};
@@ -26,7 +27,8 @@ pub use lock::ImageLock;
 pub use make::{CloneHead, make_head};
 pub use objects::{Description, ObjectInfo, ObjectKind, ObjectPaths};
 pub use problems::Problem;
-pub use txn::{Intent, Txn, Untold};
+pub use txn::{Intent, Txn};
+pub use untold::Untold;
 
 use crate::ids::{ImageId, StoreId};
 use error::At;

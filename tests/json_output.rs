@@ -185,6 +185,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 name: web.clone(),
                 source: debian.clone(),
                 deltas: 1,
+                left_out_bytes: Bytes(64 << 10),
                 took_us: 2_345,
             }),
         ),
@@ -268,6 +269,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
         (
             "rm",
             Reply::Rm(RmReply {
+                dry_run: false,
                 name: web.clone(),
                 unreferenced_objects: 1,
                 unreferenced_bytes: Bytes(21 << 20),

@@ -1,6 +1,6 @@
 //! Verbs whose time must not depend on an image's size or depth.
 
-use crate::tool::Store;
+use crate::tool::{self, Store};
 use crate::{Goal, Row, in_turns};
 
 pub fn rows() -> Vec<Row> {
@@ -8,6 +8,7 @@ pub fn rows() -> Vec<Row> {
     store.chain("small", "1G", 1);
     store.chain("large", "10G", 20);
     let clone_ms = |of: &str| {
+        tool::settle();
         let took_us = store.ctl(&["clone", of, "copy"])["took_us"]
             .as_f64()
             .expect("clone says how long it took");

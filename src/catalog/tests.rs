@@ -58,6 +58,19 @@ fn a_stale_index_is_made_again_by_its_next_opener() {
 }
 
 #[test]
+fn the_first_opener_after_a_boot_indexes_again() {
+    let (_dir, store) = store();
+    let catalog = Catalog::open(&store).unwrap();
+    make_image(&store, "a");
+    drop(catalog);
+    let catalog = Catalog::open(&store).unwrap();
+    assert_eq!(names(&catalog), [""; 0]);
+    catalog.db.insert(FINISHED, b"the boot before").unwrap();
+    drop(catalog);
+    assert_eq!(names(&Catalog::open(&store).unwrap()), ["a"]);
+}
+
+#[test]
 fn a_damaged_index_is_made_again() {
     let (_dir, store) = store();
     make_image(&store, "a");
@@ -130,7 +143,7 @@ fn what_nobody_told_is_learnt_by_the_next_opener() {
     assert!(store.untold().unwrap().is_empty() && !store.index_marker().exists());
 
     store.clone_image(&name("a"), &name("e"), fresh()).unwrap().1.done_untold().unwrap();
-    std::fs::write(store.root().join("journal/x.untold"), "damage").unwrap();
+    std::fs::write(store.root().join("catalog.untold/x"), "damage").unwrap();
     assert_eq!(names(&Catalog::open(&store).unwrap()), ["a", "d", "e"]);
     assert!(store.untold().unwrap().is_empty());
 }

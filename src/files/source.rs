@@ -1,4 +1,5 @@
-//! What the user gave to import: a directory, an archive in some compression, or a raw disk. Told by content, never by name.
+//! What the user gave to import: a directory, an archive in some compression, or a raw disk. Told by content; but what is called an archive
+//! is never taken for a raw disk.
 //!
 //! Knows nothing of where it goes. Invariant: a stream's error names its file, and a compressed stream that ends early is an error.
 
@@ -122,10 +123,13 @@ pub fn open(path: &Path) -> Result<Source, SourceError> {
         return not_usable(what);
     }
     let compression = compression_of(&head);
+    let is_named = is_archive_name(path);
+    let is_tar = |head: &[u8]| is_tar(head) || is_named && is_empty_tar(head);
     if compression.is_none() && !is_tar(&head) {
         return match size {
             None => not_usable("what comes out of this pipe is not a tar archive"),
             Some(0) => not_usable("it is empty"),
+            _ if is_named => not_usable("its name says archive, and what is in it is none, or damaged from the start"),
             Some(size) if !size.is_multiple_of(SECTOR) => not_usable(&format!(
                 "neither a tar archive nor a raw disk: its size of {size} bytes is not a multiple of 512"
             )),
@@ -163,6 +167,17 @@ const PLAIN: &str = "tar";
 
 fn is_tar(head: &[u8]) -> bool {
     head.first_chunk::<BLOCK>().is_some_and(looks_like_tar)
+}
+
+/// An archive of nothing begins with the zeros that end every archive, as many a disk does.
+fn is_empty_tar(head: &[u8]) -> bool {
+    head.len() == BLOCK && head.iter().all(|byte| *byte == 0)
+}
+
+fn is_archive_name(path: &Path) -> bool {
+    const ENDINGS: [&str; 8] = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.xz", ".txz", ".tar.bz2"];
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    ENDINGS.iter().any(|ending| name.ends_with(ending))
 }
 
 fn compression_of(head: &[u8]) -> Option<Compression> {

@@ -299,6 +299,19 @@ fn content_tells_what_a_source_is() {
 }
 
 #[test]
+fn what_is_called_an_archive_is_never_a_raw_disk() {
+    let dir = TempDir::new().unwrap();
+    for name in ["a.tar", "a.tar.gz", "A.TGZ", "a.tar.zst", "a.txz"] {
+        let path = dir.path().join(name);
+        fs::write(&path, [7; 4096]).unwrap();
+        let error = source::open(&path).err().expect("refused").to_string();
+        assert!(error.contains("its name says archive"), "{name}: {error}");
+        fs::write(&path, [0; 10240]).unwrap();
+        assert!(matches!(source::open(&path), Ok(Source::Tar(_))), "{name}: an archive of nothing");
+    }
+}
+
+#[test]
 fn a_damaged_stream_is_an_error_that_names_the_file() {
     let dir = TempDir::new().unwrap();
     let noise: Vec<u8> = (0..400_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();

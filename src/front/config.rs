@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 pub const DEFAULT_FILE: &str = "/etc/blockbt/config.toml";
 pub const DEFAULT_ROOT: &str = "/var/lib/blockbt";
 pub const DEFAULT_LISTEN: &str = "0.0.0.0:6981";
-pub const DEFAULT_LOG: &str = "info";
+pub const DEFAULT_LOG: &str = "warn,blockbt=info";
 /// The word that stands for an empty list of bootstrap nodes.
 pub const NO_NODES: &str = "none";
 
@@ -20,8 +20,9 @@ pub const NO_NODES: &str = "none";
 pub enum ConfigError {
     #[error("settings file {}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("settings file {}", path.display())]
-    Parse { path: PathBuf, source: Box<toml::de::Error> },
+    /// toml's own text is a drawing of several lines.
+    #[error("settings file {}, line {line}: {why}", path.display())]
+    Parse { path: PathBuf, line: usize, why: String },
     #[error("settings file {}, key {key}: {why}", path.display())]
     Value { path: PathBuf, key: &'static str, why: String },
     #[error("root {}", path.display())]
@@ -55,9 +56,13 @@ impl Layer {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => return Ok(Layer::default()),
             Err(source) => return Err(ConfigError::Read { path: path.into(), source }),
         };
-        let layer: Layer = toml::from_str(&text).map_err(|source| ConfigError::Parse {
-            path: path.into(),
-            source: Box::new(source),
+        let layer: Layer = toml::from_str(&text).map_err(|error: toml::de::Error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            ConfigError::Parse {
+                path: path.into(),
+                line: before.matches('\n').count() + 1,
+                why: error.message().into(),
+            }
         })?;
         let bad = |key, why| ConfigError::Value {
             path: path.into(),
@@ -143,7 +148,7 @@ mod tests {
         assert_eq!(config.settings.listen, "127.0.0.1:1".parse().unwrap());
         assert_eq!(config.settings.dht_listen, Some("127.0.0.1:1".parse().unwrap()));
         assert_eq!(config.settings.bootstrap, Bootstrap::Nodes(vec!["a:1".into()]));
-        assert_eq!(config.log, "info");
+        assert_eq!(config.log, DEFAULT_LOG);
     }
 
     #[test]
@@ -168,13 +173,13 @@ mod tests {
     #[test]
     fn what_a_file_gets_wrong_is_said_with_file_and_key() {
         for (text, want) in [
-            ("rooot = \"/x\"", "rooot"),
-            ("listen = \"here\"", "listen"),
+            ("rooot = \"/x\"", "line 2: unknown field `rooot`"),
+            ("listen = \"here\"", "line 2: "),
             ("bootstrap = [\"nowhere\"]", "bootstrap"),
             ("root = \"x\"", "root"),
-            ("dht = 3", "dht"),
+            ("dht = 3", "line 2: "),
         ] {
-            let error = read(text).unwrap_err();
+            let error = read(&format!("# settings\n{text}")).unwrap_err();
             let shown = format!("{error}: {}", error.source().map(|cause| cause.to_string()).unwrap_or_default());
             assert!(shown.contains("config.toml") && shown.contains(want), "{text}: {shown}");
         }

@@ -122,13 +122,20 @@ impl Engine {
             Problem::ObjectWritable { path, .. } => ("object-writable", path.clone()),
             Problem::Strange { path } => ("strange-file", path.clone()),
         };
+        // The path is told beside it, and an error's causes are told, too.
+        let text = match problem {
+            Problem::ImageUnreadable { cause, .. } | Problem::DescriptionUnreadable { cause, .. } => ServiceError::from(cause).to_string(),
+            Problem::ObjectWritable { mode, .. } => format!("mode {mode:04o}, want 0400"),
+            Problem::Strange { .. } => "not a file of ours".into(),
+            other => super::plain(&other.to_string()),
+        };
         CheckFinding {
             path,
             kind: kind.into(),
             area: None,
             exception: None,
             offset_bytes: None,
-            text: super::plain(&problem.to_string()),
+            text,
         }
     }
 }

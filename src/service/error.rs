@@ -55,7 +55,11 @@ impl ServiceError {
     pub fn because(mut self, cause: Option<&(dyn Error + 'static)>) -> ServiceError {
         let mut next = cause;
         while let Some(cause) = next {
-            self.causes.push(plain(&cause.to_string()));
+            let text = plain(&cause.to_string());
+            // Some libraries print their cause in their own message, too.
+            if self.causes.last().unwrap_or(&self.message) != &text {
+                self.causes.push(text);
+            }
             next = cause.source();
         }
         self
@@ -96,6 +100,16 @@ mod tests {
         path: &'static str,
         #[source]
         cause: io::Error,
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Echo(#[source] io::Error);
+
+    #[test]
+    fn a_cause_that_says_the_same_again_is_left_out() {
+        let error = ServiceError::from_error(ErrorKind::Failed, &Echo(io::Error::from(io::ErrorKind::StorageFull)));
+        assert_eq!(error.to_string(), "no storage space");
     }
 
     #[test]

@@ -3,33 +3,43 @@
 //! Refuses to know what is in them. Invariant: none of it depends on an image's size.
 
 use super::engine::Engine;
+use super::look::allocated;
 use super::{Clone, CloneReply, Gc, GcObject, GcReply, Rename, RenameReply, Rm, RmReply, ServiceError};
-use crate::store::{CloneHead, ObjectKind};
+use crate::store::{CloneHead, ImageRecord, ObjectKind, Txn};
 use crate::units::{Bytes, ChunkSize};
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
 
+/// How much the catalogue may have to catch up on.
+const MAX_UNTOLD: usize = 256;
+
 impl Engine {
-    /// With what the source's head has, if it has one; that one must not be attached then.
+    /// With an empty head: what the source's head has is not looked at, so that the source may be in use, and its size costs nothing.
     pub(super) fn clone_image(&self, ask: Clone) -> Result<CloneReply, ServiceError> {
         let start = Instant::now();
         let source = self.store.image(&ask.source)?;
-        let head = match source.head {
-            Some(_) => CloneHead::Copy,
-            None => CloneHead::Fresh(ChunkSize::HEAD),
-        };
-        let (record, txn) = self.store.clone_image(&ask.source, &ask.target, head)?;
-        txn.done_untold()?;
+        // An empty head is its header and one area.
+        let left_out = source.head.map_or(0, |head| {
+            let stored = allocated(&self.store.head_path(&ask.source)).0;
+            stored.saturating_sub(2 * head.chunk_size.0)
+        });
+        let (record, txn) = self
+            .store
+            .clone_image(&ask.source, &ask.target, CloneHead::Fresh(ChunkSize::HEAD))?;
+        self.leave_untold(txn)?;
         Ok(CloneReply {
             name: ask.target,
             source: ask.source,
             deltas: record.chain.len() as u64,
+            left_out_bytes: Bytes(left_out),
             took_us: start.elapsed().as_micros() as u64,
         })
     }
 
     pub(super) fn rename(&self, ask: Rename) -> Result<RenameReply, ServiceError> {
         let (_, txn) = self.store.rename_image(&ask.from, &ask.to)?;
-        txn.done_untold()?;
+        self.leave_untold(txn)?;
         Ok(RenameReply {
             from: ask.from,
             to: ask.to,
@@ -37,14 +47,36 @@ impl Engine {
     }
 
     pub(super) fn rm(&self, ask: Rm) -> Result<RmReply, ServiceError> {
-        let txn = self.store.remove_image(&ask.name)?;
-        txn.done_untold()?;
+        let mut only_here = (0, 0);
+        if ask.dry_run {
+            let record = self.store.image(&ask.name)?;
+            let _free = self.store.lock_image(&ask.name)?;
+            only_here = self.only_in(&record)?;
+        } else {
+            self.leave_untold(self.store.remove_image(&ask.name)?)?;
+        }
         let left = self.store.gc(true, &|_| false)?;
+        let deltas = left.removed.iter().filter(|removed| matches!(removed.kind, ObjectKind::Delta(_)));
         Ok(RmReply {
             name: ask.name,
-            unreferenced_objects: left.removed.len() as u64,
-            unreferenced_bytes: left.freed,
+            dry_run: ask.dry_run,
+            unreferenced_objects: deltas.count() as u64 + only_here.0,
+            unreferenced_bytes: Bytes(left.freed.0 + only_here.1),
         })
+    }
+
+    /// How many deltas only this image has, and their bytes.
+    fn only_in(&self, record: &ImageRecord) -> Result<(u64, u64), ServiceError> {
+        let mut sum = (0, 0);
+        for digest in record.chain.iter().collect::<BTreeSet<_>>() {
+            let paths = self.store.object_paths(digest);
+            // Two names: the object's own, and this image's.
+            if paths.delta.metadata().is_ok_and(|meta| meta.nlink() == 2) {
+                let all = [&paths.delta, &paths.meta, &paths.description, &paths.torrent, &paths.meta_torrent];
+                sum = (sum.0 + 1, sum.1 + all.iter().map(|path| allocated(path).0).sum::<u64>());
+            }
+        }
+        Ok(sum)
     }
 
     pub(super) fn gc(&self, ask: Gc) -> Result<GcReply, ServiceError> {
@@ -72,6 +104,15 @@ impl Engine {
             freed_bytes: Bytes(report.freed.0),
             kept_objects: kept as u64,
         })
+    }
+
+    /// Ends a change of images that the catalogue may learn later; not ever later.
+    fn leave_untold(&self, txn: Txn) -> Result<(), ServiceError> {
+        txn.done_untold()?;
+        match self.store.untold_count()? {
+            0..MAX_UNTOLD => Ok(()),
+            _ => self.index(|_| Ok(())),
+        }
     }
 
     /// The catalogue and the swarm need not know of them any more.

@@ -22,9 +22,11 @@ use crate::units::UnitError;
 
 fn store(error: &StoreError) -> ErrorKind {
     match error {
-        StoreError::NotFound { .. } | StoreError::NoObject { .. } => ErrorKind::NotFound,
+        StoreError::NotFound { .. } => ErrorKind::NotFound,
         StoreError::Exists { .. } | StoreError::InUse { .. } | StoreError::Busy { .. } => ErrorKind::InUse,
-        StoreError::Damaged { .. }
+        // Nobody asks for an object by name: an image of ours should have it.
+        StoreError::NoObject { .. }
+        | StoreError::Damaged { .. }
         | StoreError::Json { .. }
         | StoreError::ObjectDiffers { .. }
         | StoreError::TooLarge { .. }
@@ -54,7 +56,7 @@ fn source(error: &SourceError) -> ErrorKind {
 
 fn disk(error: &DiskError) -> ErrorKind {
     match error {
-        DiskError::Open { .. } => ErrorKind::Failed,
+        DiskError::Open { source, .. } if source.kind() != std::io::ErrorKind::NotFound => ErrorKind::Failed,
         _ => ErrorKind::Damaged,
     }
 }

@@ -203,7 +203,7 @@ fn attach_info(state: AttachState) -> Option<AttachInfo> {
     })
 }
 
-fn allocated(path: &Path) -> Bytes {
+pub(super) fn allocated(path: &Path) -> Bytes {
     Bytes(path.metadata().map_or(0, |meta| meta.blocks() * 512))
 }
 

@@ -15,7 +15,7 @@ use std::time::Instant;
 impl Engine {
     pub(super) fn attach(&self, ask: Attach) -> Result<AttachReply, ServiceError> {
         let start = Instant::now();
-        let attached = attach::attach(&self.store, &ask.name, &options(ask.read_only))?;
+        let attached = attach::attach(&self.store, &ask.name, &options(ask.read_only)).map_err(|error| self.told(&ask.name, error))?;
         self.note_head(&ask.name)?;
         Ok(AttachReply {
             name: ask.name,
@@ -38,12 +38,14 @@ impl Engine {
             Some(dir) => dir.clone(),
             None => own.clone(),
         };
+        self.store.image(&ask.name)?;
         if dir == own {
-            self.store.image(&ask.name)?;
             fs::create_dir_all(&dir).map_err(|error| failed("make", &dir, &error))?;
+        } else if !self.is_mounted(&ask.name)? {
+            must_be_empty(&dir)?;
         }
         let mounted = attach::mount(&self.store, &ask.name, &dir, &options(ask.read_only)).inspect_err(|_| remove_own(&own));
-        let attached = mounted?;
+        let attached = mounted.map_err(|error| self.told(&ask.name, error))?;
         self.note_head(&ask.name)?;
         Ok(MountReply {
             name: ask.name,
@@ -55,7 +57,11 @@ impl Engine {
     }
 
     pub(super) fn umount(&self, ask: Umount) -> Result<UmountReply, ServiceError> {
-        let dir = self.state(&ask.name)?.mounts.pop().unwrap_or_default();
+        let mut state = self.state(&ask.name)?;
+        let Some(dir) = state.mounts.pop() else {
+            let message = format!("image \"{}\" is attached, and not mounted: detach it", ask.name);
+            return Err(ServiceError::new(ErrorKind::NotFound, message));
+        };
         attach::umount(&self.store, &ask.name)?;
         remove_own(&self.default_dir(&ask.name));
         Ok(UmountReply { name: ask.name, dir })
@@ -67,6 +73,22 @@ impl Engine {
         let id = ImageId::of(name);
         let found = attach::states(&self.store)?.into_iter().find(|state| state.image == id);
         Ok(found.ok_or_else(|| AttachError::NotAttached { name: name.clone() })?)
+    }
+
+    fn is_mounted(&self, name: &ImageName) -> Result<bool, ServiceError> {
+        let id = ImageId::of(name);
+        let states = attach::states(&self.store)?;
+        Ok(states.iter().any(|state| state.image == id && !state.mounts.is_empty()))
+    }
+
+    /// An error of attaching. What a FUSE server says before it dies is only words, so the chain is asked whether it is damaged.
+    fn told(&self, name: &ImageName, error: AttachError) -> ServiceError {
+        let error = ServiceError::from(error);
+        let Ok(record) = self.store.image(name) else { return error };
+        match self.disk_files(&record, true).open() {
+            Err(damage) if error.kind == ErrorKind::Failed => ServiceError::from(damage).of(format!("image \"{name}\"")),
+            _ => error,
+        }
     }
 
     /// Where an image is mounted when nobody says where.
@@ -85,6 +107,23 @@ fn options(read_only: bool) -> AttachOptions {
     AttachOptions {
         read_only,
         ..AttachOptions::default()
+    }
+}
+
+/// What is in a directory cannot be reached while something is mounted there.
+fn must_be_empty(dir: &Path) -> Result<(), ServiceError> {
+    let kind = |error: &io::Error| match error.kind() {
+        io::ErrorKind::NotFound => ErrorKind::NotFound,
+        io::ErrorKind::NotADirectory => ErrorKind::Usage,
+        _ => ErrorKind::Failed,
+    };
+    match fs::read_dir(dir).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(ServiceError::new(
+            ErrorKind::Usage,
+            format!("{}: the directory is not empty", dir.display()),
+        )),
+        Err(error) => Err(ServiceError::new(kind(&error), format!("mount at {}", dir.display())).because(Some(&error))),
     }
 }
 

@@ -29,7 +29,14 @@ replies! {
         parts: ImportParts,
     }
     ImportParts { write_ms: u64, seal_ms: u64, hash_ms: u64, sync_ms: u64, }
-    CloneReply { name: ImageName, source: ImageName, deltas: u64, took_us: u64, }
+    CloneReply {
+        name: ImageName,
+        source: ImageName,
+        deltas: u64,
+        /// What the source's head takes, which is not in the clone.
+        left_out_bytes: Bytes,
+        took_us: u64,
+    }
     MountReply { name: ImageName, device: PathBuf, dir: PathBuf, read_only: bool, took_ms: u64, }
     UmountReply { name: ImageName, dir: PathBuf, }
     AttachReply { name: ImageName, device: PathBuf, read_only: bool, took_ms: u64, }
@@ -126,7 +133,8 @@ replies! {
     RenameReply { from: ImageName, to: ImageName, }
     RmReply {
         name: ImageName,
-        /// Objects that no image has any more: what `gc` would remove.
+        dry_run: bool,
+        /// Deltas that no image has any more, or would have: what `gc` would remove.
         unreferenced_objects: u64,
         unreferenced_bytes: Bytes,
     }

@@ -164,7 +164,11 @@ arguments! {
         rebuild: bool,
     }
     Rename { from: ImageName, to: ImageName, }
-    Rm { name: ImageName, }
+    Rm {
+        name: ImageName,
+        #[serde(default)]
+        dry_run: bool,
+    }
     Gc {
         #[serde(default)]
         dry_run: bool,

@@ -68,7 +68,7 @@ impl Txn {
 }
 
 impl Txn {
-    /// The record of a new image, and all that is not durable yet of it and of this transaction: on disk together, before the image has its name.
+    /// The record of a new image, and its head: on disk together, before the image has its name.
     fn write_new_record(&self, dir: &Path, record: &ImageRecord) -> Result<(), StoreError> {
         let path = dir.join("image.json");
         fs::write_unsynced(&path, &record_bytes(&path, record)?, 0o600)?;
@@ -77,14 +77,7 @@ impl Txn {
         if record.head.is_some() {
             files.push(&head);
         }
-        let (entry, journal) = (self.unsynced_entry(), self.store().journal_dir());
-        match &entry {
-            Some(entry) => {
-                files.push(entry);
-                fs::sync_all(&files, &[dir, &journal])
-            }
-            None => fs::sync_all(&files, &[dir]),
-        }
+        fs::sync_all(&files, &[dir])
     }
 
     /// Writes down what was published, after the manifest that this transaction put into the store. The image may be attached.

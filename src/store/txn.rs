@@ -100,13 +100,14 @@ impl Intent {
         }
     }
 
-    /// Whether all its work is in its own folder until its image gets its name: before that, the entry need not be on disk.
-    pub(super) fn ends_with_its_name(&self) -> bool {
+    /// Whether one rename is all that it does outside of its own folder. Then nothing is ever undone or completed, and its entry only says what
+    /// the catalogue has to learn: it need not survive a power cut, after which the catalogue is made again.
+    fn is_one_rename(&self) -> bool {
         matches!(self, Intent::Clone { .. })
     }
 
     /// The images that are there, or not there, because of it.
-    fn names(self) -> Vec<ImageName> {
+    pub(super) fn names(self) -> Vec<ImageName> {
         match self {
             Intent::Rename { from, to } => vec![from, to],
             Intent::Create { name }
@@ -167,7 +168,7 @@ impl Store {
         };
         let bytes = serde_json::to_vec(&entry).expect("an entry has only JSON's own types");
         let path = self.entry_path(&txn.id);
-        let written = match txn.intent.ends_with_its_name() {
+        let written = match txn.intent.is_one_rename() {
             true => fs::write_unsynced(&path, &bytes, 0o600),
             false => fs::replace(&path, &dir.join("entry"), &bytes, 0o600),
         };
@@ -192,53 +193,18 @@ impl Store {
         self.journal_dir().join(format!("{id}.json"))
     }
 
-    fn untold_path(&self, id: &str) -> PathBuf {
-        self.journal_dir().join(format!("{id}.untold"))
-    }
-
     /// The intent of a journal entry; `None` when it has none, or no longer.
     pub(super) fn read_entry(&self, id: &str) -> Result<Option<Intent>, StoreError> {
         read_entry_at(&self.entry_path(id))
     }
-
-    /// What [`Txn::done_untold`] has left for the catalogue.
-    ///
-    /// To be listed before the images are looked at, and to be given to [`Store::told`] when what they are now is in the catalogue, on disk.
-    pub fn untold(&self) -> Result<Vec<Untold>, StoreError> {
-        let paths = fs::list(&self.journal_dir())?.into_iter().map(|name| self.journal_dir().join(name));
-        let mut all = Vec::new();
-        for path in paths.filter(|path| path.extension().is_some_and(|suffix| suffix == "untold")) {
-            match read_entry_at(&path) {
-                Ok(Some(intent)) => all.push(Untold {
-                    path,
-                    names: Ok(intent.names()),
-                }),
-                Ok(None) => {}
-                Err(error) => all.push(Untold { path, names: Err(error) }),
-            }
-        }
-        Ok(all)
-    }
-
-    pub fn told(&self, all: Vec<Untold>) -> Result<(), StoreError> {
-        all.iter().try_for_each(|untold| fs::unlink_if_there(&untold.path))
-    }
 }
 
-/// A change of images that the catalogue does not know.
-#[derive(Debug)]
-pub struct Untold {
-    path: PathBuf,
-    /// The images; where that cannot be read, it may be any.
-    pub names: Result<Vec<ImageName>, StoreError>,
-}
-
-fn read_entry_at(path: &Path) -> Result<Option<Intent>, StoreError> {
+pub(super) fn read_entry_at(path: &Path) -> Result<Option<Intent>, StoreError> {
     let bytes = match fs::read_bounded(path, MAX_ENTRY) {
         Err(error) if error.is_missing() => return Ok(None),
         other => other?,
     };
-    // Lost to a power cut before it was on disk, and that is before what it announces.
+    // One that was not synced, and that a power cut took the bytes of: its work needs none to be tidied up.
     if bytes.iter().all(|byte| *byte == 0) {
         return Ok(None);
     }
@@ -287,33 +253,22 @@ impl Txn {
         self.intent.verb()
     }
 
-    /// Its journal entry, if that is still to be synced.
-    pub(super) fn unsynced_entry(&self) -> Option<PathBuf> {
-        self.intent.ends_with_its_name().then(|| self.store.entry_path(&self.id))
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) fn entry_path(&self) -> PathBuf {
+        self.store.entry_path(&self.id)
     }
 
     /// The work is whole, and the catalogue knows: forgets it. A crash between the two is why the catalogue comes first.
     pub fn done(self) -> Result<(), StoreError> {
         stop::step(self.verb(), "done");
-        fs::unlink_if_there(&self.store.entry_path(&self.id))?;
-        self.finish()
+        self.done_quietly()
     }
 
-    /// The work is whole, and the catalogue hears of it from whoever opens it next: opening it takes longer than all the rest of a clone.
-    ///
-    /// The entry stays, under another name. That is not synced: should a power cut take the new name back, the next start finds a dead
-    /// process's entry, and the whole catalogue is made again.
-    pub fn done_untold(self) -> Result<(), StoreError> {
-        stop::step(self.verb(), "done");
-        match fs::rename(&self.store.entry_path(&self.id), &self.store.untold_path(&self.id)) {
-            // There was no room for one.
-            Err(error) if error.is_missing() => self.store.mark_index_stale()?,
-            other => other?,
-        }
-        self.finish()
-    }
-
-    fn finish(mut self) -> Result<(), StoreError> {
+    pub(super) fn done_quietly(mut self) -> Result<(), StoreError> {
+        fs::unlink_if_there(&self.entry_path())?;
         fs::remove_tree(&self.dir(), "owner")?;
         self.finished = true;
         Ok(())

@@ -3,6 +3,7 @@
 
 mod full_disk;
 mod kill;
+mod limits;
 mod refusals;
 mod rig;
 mod together;

@@ -20,7 +20,6 @@ fn what_is_attached_is_in_use() {
         &["detach", "web"],
         &["export", "web", text(&tar)],
         &["export", "web", text(&raw)],
-        &["clone", "web", "copy"],
     ];
     for words in refused {
         let why = rig.fails(words, 4);
@@ -74,7 +73,7 @@ fn an_error_names_the_thing_and_has_its_code() {
         (&["import", "new", "/dev/null"], 2, "/dev/null"),
         (&["export", "web", "web.zip"], 2, "web.zip"),
         (&["export", "web", "/nonexistent/web.tar"], 1, "/nonexistent"),
-        (&["mount", "web", text(&nowhere)], 1, text(&nowhere)),
+        (&["mount", "web", text(&nowhere)], 3, text(&nowhere)),
         (&["--socket", "/nonexistent.sock", "list"], 1, "/nonexistent.sock"),
         (&["--config", "/nonexistent.toml", "list"], 2, "/nonexistent.toml"),
         (&["pull", "magnet:?nonsense"], 2, ""),

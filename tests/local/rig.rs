@@ -218,9 +218,7 @@ impl Rig {
             let entries = fs::read_dir(&folder).into_iter().flatten().map(|entry| entry.unwrap().path());
             let lasts = |path: &PathBuf| {
                 let name = path.file_name().unwrap().to_str().unwrap();
-                // What the catalogue is yet to be told of is no work left half done.
-                name.ends_with(".untold")
-                    || name.ends_with("lock")
+                name.ends_with("lock")
                     || name.starts_with("daemon")
                     || (["mnt", "small"].contains(&name) && path.read_dir().unwrap().next().is_none())
             };

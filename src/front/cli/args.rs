@@ -101,7 +101,7 @@ pub enum Command {
     },
     /// Make an image from a directory, a tar archive or a raw disk
     #[command(
-        after_help = "The source is told by what it is: a directory, an archive (NAME.tar, .tar.gz, .tar.zst, .tar.xz) or a raw disk (any other file). Directories and archives go into a new ext4.\n\n\
+        after_help = "The source is told by what is in it: a directory, a tar archive (plain, gzip, zstd or xz) or a raw disk (any other file not called .tar or the like). Directories and archives go into a new ext4.\n\n\
                      Examples:\n  blockbt-ctl import debian ./rootfs\n  blockbt-ctl import alpine alpine.tar.gz --size 2G\n  \
                      blockbt-ctl import vm disk.raw"
     )]
@@ -166,7 +166,7 @@ pub enum Command {
         name: ImageName,
     },
     /// Seal what was written to an image into a new delta
-    #[command(after_help = "The image must be detached.\n\nExample:\n  blockbt-ctl commit web --message 'perl added'")]
+    #[command(after_help = "The image must not be attached.\n\nExample:\n  blockbt-ctl commit web --message 'perl added'")]
     Commit {
         /// The image
         #[arg(value_name = "NAME")]
@@ -176,8 +176,10 @@ pub enum Command {
         message: Option<String>,
     },
     /// List the disk ranges that differ
-    #[command(after_help = "With one image: what its head has changed since the last commit.\n\n\
-                     Examples:\n  blockbt-ctl diff web\n  blockbt-ctl diff debian web --json")]
+    #[command(
+        after_help = "With one image: what its head has changed since the last commit or, where it has none, what its newest delta changed.\n\n\
+                     Examples:\n  blockbt-ctl diff web\n  blockbt-ctl diff debian web --json"
+    )]
     Diff {
         /// An image
         #[arg(value_name = "A")]
@@ -235,11 +237,14 @@ pub enum Command {
         to: ImageName,
     },
     /// Remove an image; its deltas stay until gc
-    #[command(after_help = "Example:\n  blockbt-ctl rm web")]
+    #[command(after_help = "Examples:\n  blockbt-ctl rm web\n  blockbt-ctl rm web --dry-run")]
     Rm {
         /// The image
         #[arg(value_name = "NAME")]
         name: ImageName,
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Remove deltas that no image has
     #[command(after_help = "Example:\n  blockbt-ctl gc --dry-run")]
@@ -344,7 +349,7 @@ impl Command {
             Command::Tree => Request::Tree(service::Tree {}),
             Command::Check { name, all: _, rebuild } => Request::Check(service::Check { name, rebuild }),
             Command::Rename { from, to } => Request::Rename(service::Rename { from, to }),
-            Command::Rm { name } => Request::Rm(service::Rm { name }),
+            Command::Rm { name, dry_run } => Request::Rm(service::Rm { name, dry_run }),
             Command::Gc { dry_run } => Request::Gc(service::Gc { dry_run }),
             Command::Publish { name } => Request::Publish(service::Publish { name }),
             Command::Pull {

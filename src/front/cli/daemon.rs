@@ -43,7 +43,7 @@ pub struct Daemon {
     /// Neither ask the DHT nor answer in it
     #[arg(long, env = "BLOCKBT_NO_DHT", hide_env_values = true)]
     pub no_dht: bool,
-    /// What to log, to stderr: error, warn, info, debug, trace, or a filter like blockbt::swarm=debug [default: info]
+    /// What to log, to stderr: error, warn, info, debug, trace, or a filter like blockbt::swarm=debug [default: warn,blockbt=info]
     #[arg(long, value_name = "FILTER", env = "BLOCKBT_LOG", hide_env_values = true)]
     pub log: Option<String>,
     #[command(subcommand)]

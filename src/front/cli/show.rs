@@ -4,6 +4,7 @@
 
 use super::table::{Table, plain, short, time};
 use crate::service::*;
+use crate::units::Bytes;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -36,17 +37,15 @@ pub fn human(reply: &Reply) -> String {
         Reply::Create(r) => line(&mut out, format!("{}: {} disk, {}", r.name, r.virtual_size_bytes, r.file_system)),
         Reply::Import(r) => import(&mut out, r),
         Reply::Clone(r) => {
+            let (deltas, ms, us) = (count(r.deltas, "delta"), r.took_us / 1000, r.took_us % 1000);
             line(
                 &mut out,
-                format!(
-                    "{}: clone of {}, {} deltas shared, {}.{:03} ms",
-                    r.name,
-                    r.source,
-                    r.deltas,
-                    r.took_us / 1000,
-                    r.took_us % 1000
-                ),
+                format!("{}: clone of {}, {deltas} shared, {ms}.{us:03} ms", r.name, r.source),
             );
+            if r.left_out_bytes > Bytes::ZERO {
+                let left_out = format!("not in it: {} in {}'s head, which is not committed", r.left_out_bytes, r.source);
+                line(&mut out, left_out);
+            }
         }
         Reply::Mount(r) => line(
             &mut out,
@@ -85,12 +84,14 @@ pub fn human(reply: &Reply) -> String {
         Reply::Check(r) => check(&mut out, r),
         Reply::Rename(r) => line(&mut out, format!("{} is now {}", r.from, r.to)),
         Reply::Rm(r) => {
-            line(&mut out, format!("{}: removed", r.name));
+            line(
+                &mut out,
+                format!("{}: {}", r.name, if r.dry_run { "would be removed" } else { "removed" }),
+            );
             if r.unreferenced_objects > 0 {
-                line(
-                    &mut out,
-                    format!("gc would free {} in {} deltas", r.unreferenced_bytes, r.unreferenced_objects),
-                );
+                let deltas = count(r.unreferenced_objects, "delta");
+                let gc = if r.dry_run { "gc would then free" } else { "gc would free" };
+                line(&mut out, format!("{gc} {} in {deltas}", r.unreferenced_bytes));
             }
         }
         Reply::Gc(r) => {
@@ -100,7 +101,12 @@ pub fn human(reply: &Reply) -> String {
             let would = if r.dry_run { "would free" } else { "freed" };
             line(
                 &mut out,
-                format!("{would} {} in {} deltas, {} kept", r.freed_bytes, r.removed.len(), r.kept_objects),
+                format!(
+                    "{would} {} in {}, {} kept",
+                    r.freed_bytes,
+                    count(r.removed.len() as u64, "delta"),
+                    r.kept_objects
+                ),
             );
         }
         Reply::Publish(r) => {
@@ -114,14 +120,23 @@ pub fn human(reply: &Reply) -> String {
             line(
                 &mut out,
                 format!(
-                    "{}: {} fetched in {} deltas, {} were here, {} ms",
-                    r.name, r.fetched_bytes, new, r.skipped_deltas, r.took_ms
+                    "{}: {} fetched in {}, {} here before, {} ms",
+                    r.name,
+                    r.fetched_bytes,
+                    count(new, "delta"),
+                    r.skipped_deltas,
+                    r.took_ms
                 ),
             );
         }
         Reply::Peers(r) => peers(&mut out, r),
     }
     out
+}
+
+/// `1 delta`, `2 deltas`.
+fn count(number: u64, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
 fn line(out: &mut String, text: String) {
@@ -156,7 +171,7 @@ fn diff(out: &mut String, r: &DiffReply) {
     if !r.extents.is_empty() {
         table.print(out);
     }
-    line(out, format!("{} in {} extents", r.sum_bytes, r.extents.len()));
+    line(out, format!("{} in {}", r.sum_bytes, count(r.extents.len() as u64, "extent")));
 }
 
 fn info(out: &mut String, r: &InfoReply) {
@@ -271,17 +286,26 @@ fn check(out: &mut String, r: &CheckReply) {
     if let Some(rebuilt) = &r.rebuilt {
         line(
             out,
-            format!("catalogue made anew: {} images, {} objects", rebuilt.images, rebuilt.objects),
+            format!(
+                "catalogue made anew: {}, {}",
+                count(rebuilt.images, "image"),
+                count(rebuilt.objects, "object")
+            ),
         );
     }
     let found = if r.findings.is_empty() {
         "nothing wrong".into()
     } else {
-        format!("{} findings", r.findings.len())
+        count(r.findings.len() as u64, "finding")
     };
     line(
         out,
-        format!("{} images, {} objects, {} read: {found}", r.images, r.objects, r.read_bytes),
+        format!(
+            "{}, {}, {} read: {found}",
+            count(r.images, "image"),
+            count(r.objects, "object"),
+            r.read_bytes
+        ),
     );
 }
 

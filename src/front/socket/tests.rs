@@ -59,6 +59,7 @@ impl Fake {
                 }
                 Ok(Reply::Rm(RmReply {
                     name: rm.name,
+                    dry_run: rm.dry_run,
                     unreferenced_objects: 0,
                     unreferenced_bytes: Bytes(0),
                 }))
@@ -152,6 +153,7 @@ impl Drop for Daemon {
 fn rm(name: &str) -> Request {
     Request::Rm(crate::service::Rm {
         name: ImageName::new(name).unwrap(),
+        dry_run: false,
     })
 }
 

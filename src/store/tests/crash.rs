@@ -309,7 +309,7 @@ fn folders_without_an_entry_are_swept() {
 }
 
 #[test]
-fn an_entry_that_a_power_cut_left_without_its_bytes_announced_nothing() {
+fn an_entry_whose_bytes_a_power_cut_took_is_tidied_up_without_them() {
     let (_dir, store) = empty_store();
     image(&store, "a", &[1]);
     for torn in [vec![], vec![0; 77]] {
