@@ -17,6 +17,7 @@ mod many;
 mod parity;
 mod raw;
 mod resume;
+mod slow;
 
 /// Bytes that do not compress and differ everywhere.
 fn noise(len: usize, seed: u64) -> Vec<u8> {

@@ -222,6 +222,7 @@ fn hostile_dict(dict: Value) -> String {
         said_size: metadata.len() as i64,
         metadata,
         pieces: 1,
+        answers: true,
     });
     link(info_hash, Sha256([1; 32]), peer.addr.port())
 }
@@ -291,6 +292,7 @@ fn peers_that_send_garbage_are_left_and_a_good_one_is_enough() {
         said_size: torrent.len() as i64,
         metadata: torrent,
         pieces: (a.object(&digest).metadata().unwrap().len() as usize).div_ceil(256 << 10),
+        answers: true,
     });
     b.ok(&["pull", &Host::with_peer(&Host::with_peer(&good, port), raw.addr.port())]);
     assert_eq!(a.chain("data"), b.chain("data"));

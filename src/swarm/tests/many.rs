@@ -1,6 +1,7 @@
 //! Many torrents and many peers at once; peers that go and come back, that stall, that send numbers out of bounds.
 
-use super::raw::{RawPeer, Script, SlowLink};
+use super::raw::{RawPeer, Script};
+use super::slow::SlowLink;
 use super::*;
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
