@@ -24,7 +24,7 @@ build: ## Build blockbtd and blockbt-ctl (target/release)
 
 test: ## Run all tests but those that need a kernel of their own (root, FUSE and loop devices are used)
 	@packaging/setup-debian.sh build test
-	@$(if $(ROOT),echo "make test uses sudo: it tests mounts, FUSE and loop devices",:)
+	@$(if $(ROOT),echo "make test uses sudo: it tests mounts and FUSE and loop devices",:)
 	@$(ROOT) $(CARGO) test --release --locked --quiet --features root-tests
 
 vm-test: build ## Boot user-mode Linux and compare its kernel's view of our deltas with ours
