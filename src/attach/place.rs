@@ -218,6 +218,9 @@ pub struct State {
     pub boot_id: String,
     pub device: PathBuf,
     pub read_only: bool,
+    /// Where it was to be mounted, if the device was made for that.
+    #[serde(default)]
+    pub mount: Option<PathBuf>,
 }
 
 /// Which store: a copy of one has the same id, but not the same directory.

@@ -19,8 +19,10 @@ pub enum Step {
     AttachLoop {
         read_only: bool,
     },
+    /// `mount`: where the device is to be mounted.
     WriteState {
         read_only: bool,
+        mount: Option<PathBuf>,
     },
     Mount {
         dir: PathBuf,
@@ -85,7 +87,10 @@ pub fn attach(wanted: &Wanted) -> Vec<Step> {
     steps.extend([
         Step::StartServer { read_only },
         Step::AttachLoop { read_only },
-        Step::WriteState { read_only },
+        Step::WriteState {
+            read_only,
+            mount: wanted.mount.map(|(dir, _)| dir.into()),
+        },
     ]);
     if let Some((dir, file_system)) = wanted.mount {
         steps.push(Step::Mount {
@@ -165,7 +170,10 @@ mod tests {
                 Step::MakePlace,
                 Step::StartServer { read_only: false },
                 Step::AttachLoop { read_only: false },
-                Step::WriteState { read_only: false },
+                Step::WriteState {
+                    read_only: false,
+                    mount: Some("/mnt".into()),
+                },
                 mount
             ]
         );

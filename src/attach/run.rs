@@ -121,7 +121,7 @@ fn apply(step: &Step, place: &Place, target: &mut Target, device: &mut Option<u3
             *device = Some(made.number);
             Ok(())
         }
-        Step::WriteState { read_only } => write_state(place, target, *read_only, *device),
+        Step::WriteState { read_only, mount } => write_state(place, target, *read_only, mount.clone(), *device),
         Step::Mount {
             dir,
             file_system,
@@ -210,7 +210,7 @@ fn start_server(place: &Place, target: &Target, read_only: bool) -> Result<(), S
     spawn::server(&target.program, place, lock)
 }
 
-fn write_state(place: &Place, target: &Target, read_only: bool, device: Option<u32>) -> Result<(), StepError> {
+fn write_state(place: &Place, target: &Target, read_only: bool, mount: Option<PathBuf>, device: Option<u32>) -> Result<(), StepError> {
     let write = || {
         place.write_state(&State {
             name: target.record.name.clone(),
@@ -218,6 +218,7 @@ fn write_state(place: &Place, target: &Target, read_only: bool, device: Option<u
             boot_id: boot_id()?,
             device: PathBuf::from(format!("/dev/loop{}", device.unwrap_or_default())),
             read_only,
+            mount: mount.clone(),
         })
     };
     write().map_err(StepError::io("write state.json in", place.dir()))

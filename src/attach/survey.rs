@@ -23,6 +23,8 @@ pub struct AttachState {
     pub read_only: bool,
     /// Oldest first.
     pub mounts: Vec<PathBuf>,
+    /// Where it was to be mounted, if the device was made for that: a mount, or an umount, may have been cut short.
+    pub made_for: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +67,8 @@ pub fn states(store: &Store) -> Result<Vec<AttachState>, AttachError> {
         };
         all.push(AttachState {
             image,
-            name: state.map(|state| state.name),
+            name: state.as_ref().map(|state| state.name.clone()),
+            made_for: state.and_then(|state| state.mount),
             condition,
             device: device.map(LoopSeen::device),
             read_only: device.is_some_and(|device| device.read_only),

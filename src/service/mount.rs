@@ -58,7 +58,8 @@ impl Engine {
 
     pub(super) fn umount(&self, ask: Umount) -> Result<UmountReply, ServiceError> {
         let mut state = self.state(&ask.name)?;
-        let Some(dir) = state.mounts.pop() else {
+        // One that was made for a mount, and is not mounted, is what a killed mount or umount left.
+        let Some(dir) = state.mounts.pop().or(state.made_for) else {
             let message = format!("image \"{}\" is attached, and not mounted: detach it", ask.name);
             return Err(ServiceError::new(ErrorKind::NotFound, message));
         };
