@@ -24,7 +24,7 @@ pub use error::StoreError;
 pub use gc::{GcReport, Removed};
 pub use image::{HeadRecord, HistoryEntry, ImageListing, ImageRecord, Published};
 pub use lock::ImageLock;
-pub use make::{CloneHead, make_head};
+pub use make::make_head;
 pub use objects::{Description, ObjectInfo, ObjectKind, ObjectPaths};
 pub use problems::Problem;
 pub use txn::{Intent, Txn};
@@ -87,11 +87,6 @@ impl Store {
     /// Where deltas arrive.
     pub fn incoming_dir(&self) -> PathBuf {
         self.root.join("incoming")
-    }
-
-    /// Keys, trusted keys and the ratchet.
-    pub fn trust_dir(&self) -> PathBuf {
-        self.root.join("trust")
     }
 
     /// Says that the catalogue no longer shows what the files are: its next opener indexes again.

@@ -129,10 +129,19 @@ fn what_nobody_told_is_learnt_by_the_next_opener() {
     let (_dir, store) = store();
     let open = Catalog::open(&store).unwrap();
     let name = |name: &str| ImageName::new(name).unwrap();
-    let fresh = || crate::store::CloneHead::Fresh(crate::units::ChunkSize::HEAD);
     open.put_image(&make_image(&store, "a")).unwrap();
-    store.clone_image(&name("a"), &name("b"), fresh()).unwrap().1.done_untold().unwrap();
-    store.clone_image(&name("a"), &name("c"), fresh()).unwrap().1.done_untold().unwrap();
+    store
+        .clone_image(&name("a"), &name("b"), crate::units::ChunkSize::HEAD)
+        .unwrap()
+        .1
+        .done_untold()
+        .unwrap();
+    store
+        .clone_image(&name("a"), &name("c"), crate::units::ChunkSize::HEAD)
+        .unwrap()
+        .1
+        .done_untold()
+        .unwrap();
     open.refresh(&store).unwrap();
     assert_eq!(names(&open), ["a", "b", "c"]);
     drop(open);
@@ -142,7 +151,12 @@ fn what_nobody_told_is_learnt_by_the_next_opener() {
     assert_eq!(names(&Catalog::open(&store).unwrap()), ["a", "d"]);
     assert!(store.untold().unwrap().is_empty() && !store.index_marker().exists());
 
-    store.clone_image(&name("a"), &name("e"), fresh()).unwrap().1.done_untold().unwrap();
+    store
+        .clone_image(&name("a"), &name("e"), crate::units::ChunkSize::HEAD)
+        .unwrap()
+        .1
+        .done_untold()
+        .unwrap();
     std::fs::write(store.root().join("catalog.untold/x"), "damage").unwrap();
     assert_eq!(names(&Catalog::open(&store).unwrap()), ["a", "d", "e"]);
     assert!(store.untold().unwrap().is_empty());

@@ -5,7 +5,7 @@
 use super::engine::Engine;
 use super::look::allocated;
 use super::{Clone, CloneReply, Gc, GcObject, GcReply, Rename, RenameReply, Rm, RmReply, ServiceError};
-use crate::store::{CloneHead, ImageRecord, ObjectKind, Txn};
+use crate::store::{ImageRecord, ObjectKind, Txn};
 use crate::units::{Bytes, ChunkSize};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -24,9 +24,7 @@ impl Engine {
             let stored = allocated(&self.store.head_path(&ask.source)).0;
             stored.saturating_sub(2 * head.chunk_size.0)
         });
-        let (record, txn) = self
-            .store
-            .clone_image(&ask.source, &ask.target, CloneHead::Fresh(ChunkSize::HEAD))?;
+        let (record, txn) = self.store.clone_image(&ask.source, &ask.target, ChunkSize::HEAD)?;
         self.leave_untold(txn)?;
         Ok(CloneReply {
             name: ask.target,

@@ -11,19 +11,10 @@ use super::{Store, fs, stop};
 use crate::blockio::FileIo;
 use crate::format::head::{Head, HeadError};
 use crate::ids::{ImageId, ImageName};
-use crate::units::{Bytes, ChunkSize, MAX_DISK};
+use crate::units::ChunkSize;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-
-/// The head of a clone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CloneHead {
-    /// A new, empty one over the source's sealed deltas; also while the source is attached.
-    Fresh(ChunkSize),
-    /// What the source's head has, too. Errors: [`StoreError::InUse`] while the source is attached.
-    Copy,
-}
 
 impl Txn {
     /// Where a new image is prepared, until [`Txn::publish_image`].
@@ -94,14 +85,10 @@ impl Txn {
 }
 
 impl Store {
-    /// A second image with the same disk: takes the same time for any size.
+    /// A second image with the same sealed deltas, and an empty head of `chunk`: also while the source is attached, and as fast for any size.
     ///
-    /// The transaction is to be [`Txn::done`] when the catalogue knows. Errors: [`StoreError::NotFound`], [`StoreError::Exists`], [`StoreError::InUse`].
-    pub fn clone_image(&self, from: &ImageName, name: &ImageName, head: CloneHead) -> Result<(ImageRecord, Txn), StoreError> {
-        let source_lock = match head {
-            CloneHead::Copy => Some(self.lock_image(from)?),
-            CloneHead::Fresh(_) => None,
-        };
+    /// The transaction is to be [`Txn::done`] when the catalogue knows. Errors: [`StoreError::NotFound`], [`StoreError::Exists`].
+    pub fn clone_image(&self, from: &ImageName, name: &ImageName, chunk: ChunkSize) -> Result<(ImageRecord, Txn), StoreError> {
         self.must_be_free(name)?;
         self.image(from)?;
         let txn = self.begin(Intent::Clone {
@@ -109,41 +96,19 @@ impl Store {
             name: name.clone(),
         })?;
         let _lock = txn.new_image()?;
-        let (old, new) = (self.image_dir(ImageId::of(from)), txn.image_dir());
-        let mut record = ImageRecord::new(name.clone(), Bytes::ZERO, "");
-        match head {
-            CloneHead::Fresh(chunk) => {
-                new_head(&new.join("head.delta"), |file| Head::create_unsynced(file, chunk))?;
-                record.head = Some(HeadRecord {
-                    smallest_size: MAX_DISK,
-                    chunk_size: chunk.bytes(),
-                });
-            }
-            // Ours is the lock: neither head nor chain change, however long the copy takes.
-            CloneHead::Copy => {
-                let source = self.image(from)?;
-                for frozen in source.frozen.iter().map(|seq| format!("frozen-{seq}.delta")) {
-                    fs::link_or_copy(&old.join(&frozen), &new.join(&frozen))?;
-                }
-                if source.head.is_some() {
-                    fs::copy(&old.join("head.delta"), &new.join("head.delta"), 0o600)?;
-                }
-                record.head = source.head;
-                record.frozen = source.frozen;
-            }
-        }
+        new_head(&txn.image_dir().join("head.delta"), |file| Head::create_unsynced(file, chunk))?;
         // Shared, from reading the chain until it is linked: should the source go meanwhile, its objects do not.
         let shared = self.share()?;
         let source = self.image(from)?;
+        let mut record = ImageRecord::new(name.clone(), source.virtual_size, &source.file_system);
         record.chain = source.chain;
-        record.virtual_size = source.virtual_size;
-        record.file_system = source.file_system;
-        if let Some(head) = &mut record.head {
-            head.smallest_size = head.smallest_size.min(source.virtual_size);
-        }
+        record.head = Some(HeadRecord {
+            smallest_size: source.virtual_size,
+            chunk_size: chunk.bytes(),
+        });
         record.add_history(HistoryEntry::now("clone", from.as_str()));
         txn.publish_image(&record)?;
-        drop((shared, source_lock));
+        drop(shared);
         Ok((record, txn))
     }
 

@@ -278,12 +278,6 @@ impl Txn {
             .map_err(|error| no_object(error, digest))
     }
 
-    /// The same for a manifest.
-    pub fn hold_manifest(&self, manifest: &Sha256) -> Result<(), StoreError> {
-        let _shared = self.store().share()?;
-        self.hold_locked(&self.store().manifest_path(manifest))
-    }
-
     fn hold_locked(&self, object: &Path) -> Result<(), StoreError> {
         let mut name = std::ffi::OsString::from("hold-");
         name.push(object.file_name().expect("an object has a name"));

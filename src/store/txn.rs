@@ -244,11 +244,6 @@ impl Txn {
         &self.intent
     }
 
-    /// The lock of the image that this transaction changes.
-    pub fn image_lock(&self) -> Option<&ImageLock> {
-        self.lock.as_ref()
-    }
-
     pub(super) fn verb(&self) -> &'static str {
         self.intent.verb()
     }

@@ -195,13 +195,7 @@ fn in_the_child_work_goes_on_until_it_is_killed() {
     for round in 0.. {
         let store = Store::open(Path::new(&root)).unwrap();
         let (first, second) = (name(&format!("{me}-{round}")), name(&format!("{me}-{round}-renamed")));
-        store
-            .clone_image(&name("a"), &first, CloneHead::Copy)
-            .or_else(|_| store.clone_image(&name("a"), &first, FRESH))
-            .unwrap()
-            .1
-            .done()
-            .unwrap();
+        store.clone_image(&name("a"), &first, FRESH).unwrap().1.done().unwrap();
         commit(&store, first.as_str(), 1000 + round).unwrap().done().unwrap();
         store.rename_image(&first, &second).unwrap().1.done().unwrap();
         if round % 2 == 0 {
