@@ -53,9 +53,11 @@ fi
 
 if [[ " $* " = *" build "* ]]; then
     [ -e "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"
-    have=$(cargo --version 2>/dev/null | sed -n 's/^cargo 1\.\([0-9]*\)\..*/\1/p')
+    have=$(cargo --version 2>/dev/null | sed -n 's/^cargo 1\.\([0-9]*\)\..*/\1/p' || true)
     if [ "${have:-0}" -lt 87 ]; then
-        say "installing Rust by https://sh.rustup.rs, as cargo ${have:+1.$have is older than 1.87}${have:-is not there}"
+        why="there is no cargo"
+        [ -z "$have" ] || why="cargo 1.$have is older than 1.87"
+        say "installing Rust by https://sh.rustup.rs: $why"
         curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -q -y --profile minimal --component clippy,rustfmt >&2
     fi
 fi
