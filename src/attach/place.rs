@@ -216,7 +216,6 @@ pub struct State {
     pub name: ImageName,
     pub root: RootIdentity,
     pub boot_id: String,
-    pub device: PathBuf,
     pub read_only: bool,
     /// Where it was to be mounted, if the device was made for that.
     #[serde(default)]

@@ -80,18 +80,18 @@ pub struct Wanted<'a> {
 /// From nothing to a device, and perhaps a mount.
 pub fn attach(wanted: &Wanted) -> Vec<Step> {
     let read_only = wanted.read_only;
-    let mut steps = vec![Step::MakePlace];
-    if !read_only && !wanted.has_head {
-        steps.push(Step::MakeHead);
-    }
-    steps.extend([
-        Step::StartServer { read_only },
-        Step::AttachLoop { read_only },
+    // Before there is a device: one that was made for a mount is told from one that is wanted as it is, whoever dies when.
+    let mut steps = vec![
+        Step::MakePlace,
         Step::WriteState {
             read_only,
             mount: wanted.mount.map(|(dir, _)| dir.into()),
         },
-    ]);
+    ];
+    if !read_only && !wanted.has_head {
+        steps.push(Step::MakeHead);
+    }
+    steps.extend([Step::StartServer { read_only }, Step::AttachLoop { read_only }]);
     if let Some((dir, file_system)) = wanted.mount {
         steps.push(Step::Mount {
             dir: dir.into(),
@@ -168,12 +168,12 @@ mod tests {
             attach(&wanted),
             [
                 Step::MakePlace,
-                Step::StartServer { read_only: false },
-                Step::AttachLoop { read_only: false },
                 Step::WriteState {
                     read_only: false,
                     mount: Some("/mnt".into()),
                 },
+                Step::StartServer { read_only: false },
+                Step::AttachLoop { read_only: false },
                 mount
             ]
         );

@@ -121,7 +121,7 @@ fn apply(step: &Step, place: &Place, target: &mut Target, device: &mut Option<u3
             *device = Some(made.number);
             Ok(())
         }
-        Step::WriteState { read_only, mount } => write_state(place, target, *read_only, mount.clone(), *device),
+        Step::WriteState { read_only, mount } => write_state(place, target, *read_only, mount.clone()),
         Step::Mount {
             dir,
             file_system,
@@ -210,13 +210,12 @@ fn start_server(place: &Place, target: &Target, read_only: bool) -> Result<(), S
     spawn::server(&target.program, place, lock)
 }
 
-fn write_state(place: &Place, target: &Target, read_only: bool, mount: Option<PathBuf>, device: Option<u32>) -> Result<(), StepError> {
+fn write_state(place: &Place, target: &Target, read_only: bool, mount: Option<PathBuf>) -> Result<(), StepError> {
     let write = || {
         place.write_state(&State {
             name: target.record.name.clone(),
             root: RootIdentity::of(target.store.root())?,
             boot_id: boot_id()?,
-            device: PathBuf::from(format!("/dev/loop{}", device.unwrap_or_default())),
             read_only,
             mount: mount.clone(),
         })
