@@ -27,6 +27,11 @@ impl KernelError {
         }
     }
 
+    /// Whether something had to be written to what is read-only: for a file system, that its journal has to be replayed first.
+    pub fn is_read_only(&self) -> bool {
+        self.cause.raw_os_error() == Some(libc::EROFS)
+    }
+
     /// Whether the kernel said that somebody uses the thing.
     pub fn is_busy(&self) -> bool {
         self.cause.raw_os_error() == Some(libc::EBUSY)

@@ -6,6 +6,7 @@ use blockbt::ids::{ImageId, ImageName};
 use blockbt::kernel::{loops, mounts};
 use blockbt::store::{ImageRecord, Intent, Store};
 use blockbt::units::Bytes;
+use std::error::Error;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -226,6 +227,10 @@ fn what_was_fsynced_is_there_after_the_server_was_killed() {
     assert_eq!(rig.state(&name), Some(Condition::Leftover));
     assert!(File::open(&device).and_then(|mut d| d.read_exact(&mut vec![0; 64 << 20])).is_err());
 
+    // A journal that has to be replayed is said, and nothing stays behind.
+    let why = attach::mount(&rig.store, &name, &rig.mnt(), &read_only()).unwrap_err();
+    assert!(why.source().unwrap().to_string().contains("mount it writable once"), "{why}");
+    rig.assert_clean(&name);
     let again = rig.attach(&name);
     assert!(!mounts::list().unwrap().iter().any(|m| m.dir == rig.mnt()));
     // The journal is replayed as after a power cut; a second, full check finds nothing.

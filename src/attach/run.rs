@@ -40,6 +40,8 @@ pub enum StepError {
     Head { path: PathBuf, source: HeadError },
     #[error("run {program}")]
     Spawn { program: String, source: io::Error },
+    #[error("its file system was not unmounted cleanly, and its journal cannot be replayed read-only: mount it writable once")]
+    Journal(#[source] KernelError),
     #[error("FUSE server: {said}")]
     Server { said: String },
     #[error("no word from the FUSE server in {seconds} s")]
@@ -227,13 +229,11 @@ fn write_state(place: &Place, target: &Target, read_only: bool, mount: Option<Pa
 pub fn mount(number: u32, dir: &Path, file_system: &str, read_only: bool) -> Result<(), StepError> {
     // Clones of one image have the same UUID, which xfs refuses to mount twice.
     let options = (file_system == "xfs").then_some("nouuid");
-    Ok(mounts::mount_device(
-        &PathBuf::from(format!("/dev/loop{number}")),
-        dir,
-        file_system,
-        options,
-        read_only,
-    )?)
+    let device = PathBuf::from(format!("/dev/loop{number}"));
+    mounts::mount_device(&device, dir, file_system, options, read_only).map_err(|error| match error.is_read_only() {
+        true => StepError::Journal(error),
+        false => error.into(),
+    })
 }
 
 fn await_server(place: &Place) -> Result<(), StepError> {
