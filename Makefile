@@ -7,11 +7,11 @@ CARGO := cargo
 # Root for what needs it, with the caller's cargo.
 ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env "PATH=$(PATH)" "CARGO_HOME=$(or $(CARGO_HOME),$(HOME)/.cargo)" "RUSTUP_HOME=$(or $(RUSTUP_HOME),$(HOME)/.rustup)",)
 
-.PHONY: help demo build test vm-test bench lint fmt install clean
+.PHONY: help demo build test vm-test vm-test-qemu bench lint fmt install clean
 
 help: ## Show this list
 	@printf 'make TARGET, as root or with sudo at hand:\n\n'
-	@awk -F ':.*## ' '/^[a-z-]*:.*## / { printf "  %-9s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]*:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Show the whole path: import, clone, write, commit, publish, pull on a second host
 	@packaging/setup-debian.sh build demo
@@ -30,6 +30,10 @@ test: ## Run all tests but those that need a kernel of their own (root, FUSE and
 vm-test: build ## Boot user-mode Linux and compare its kernel's view of our deltas with ours
 	@packaging/setup-debian.sh build test
 	@PYTHONDONTWRITEBYTECODE=1 $(ROOT) vm-tests/run $(TESTS)
+
+vm-test-qemu: build ## The same on Debian's own kernel under emulation, for a short list, with fs-verity enforced
+	@packaging/setup-debian.sh build test qemu
+	@PYTHONDONTWRITEBYTECODE=1 $(ROOT) vm-tests/run --stock $(TESTS)
 
 bench: build ## Measure the figures of target/bench.md (a few minutes; better on a quiet machine)
 	@packaging/setup-debian.sh build test

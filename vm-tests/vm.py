@@ -1,4 +1,4 @@
-"""A user-mode Linux guest: one kernel, one script, one window directory, a time limit.
+"""A guest: one kernel, one script, one window directory, a time limit. Here user-mode Linux; `stock.py` has Debian's own kernel.
 
 Ends only what it started: the guest's processes are a process group of their own."""
 
@@ -6,25 +6,38 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+STOCK = "--stock" in sys.argv
+
+
+def boot(window, script, memory="1G"):
+    """A guest of the kernel that was asked for: user-mode Linux, or Debian's own by `vm-tests/run --stock`."""
+    if not STOCK:
+        return Vm(window, script, memory)
+    from stock import StockVm
+    return StockVm(window, script, memory)
 
 
 class Vm:
     def __init__(self, window, script, memory="1G"):
         self.window, self.log = window, os.path.join(window, "console.log")
-        self.uml = os.path.join(window, "uml")
-        os.makedirs(self.uml, exist_ok=True)
+        self.scratch = os.path.join(window, "vm")
+        os.makedirs(self.scratch, exist_ok=True)
         for old in ("result", "guest.log"):
             if os.path.exists(os.path.join(window, old)):
                 os.unlink(os.path.join(window, old))
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(self.start(script, memory), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+    def start(self, script, memory):
+        """The command that boots the guest."""
         cpu = max(os.sched_getaffinity(0))
         words = ["taskset", "--cpu-list", str(cpu), "linux.uml", f"mem={memory}", "rootfstype=hostfs", "ro", "rootflags=/"]
-        words += [f"init={HERE}/guest/init.sh", "con=null", "con0=fd:0,fd:1", "quiet", "umid=vm", f"uml_dir={self.uml}/"]
-        words += [f"bbt_window={window}", f"bbt_script={HERE}/guest/{script}"]
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        words += [f"init={HERE}/guest/init.sh", "con=null", "con0=fd:0,fd:1", "quiet", "umid=vm", f"uml_dir={self.scratch}/"]
+        return [*words, f"bbt_window={self.window}", f"bbt_script={HERE}/guest/{script}"]
 
     def kill(self):
         """A power cut. Safe to call twice."""
@@ -33,7 +46,7 @@ class Vm:
         except ProcessLookupError:
             pass
         self.process.wait()
-        shutil.rmtree(self.uml, ignore_errors=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def wait_for(self, name, seconds):
         """Waits until the guest has made the file `name` in the window."""

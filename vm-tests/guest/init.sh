@@ -1,5 +1,5 @@
 #!/bin/sh
-# First process of the user-mode Linux guest: mounts, modules, one Python script, a result file, off.
+# First process of the guest: mounts, modules, one Python script, a result file, off.
 # The guest's root is the host's, read-only; the only writable place that outlives it is /run/window.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/mnt TMPDIR=/mnt LC_ALL=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
 mount -t proc none /proc
@@ -12,8 +12,11 @@ mount -t tmpfs none /dev/shm
 for word in $(cat /proc/cmdline); do
     case $word in bbt_*=*) eval "${word%%=*}=\${word#*=}" ;; esac
 done
-mount -t hostfs none /run/window -o "$bbt_window"
-ln -s /usr/lib/uml/modules /mnt/lib/modules
+case ${bbt_host:-hostfs} in
+hostfs) mount -t hostfs none /run/window -o "$bbt_window" ;;
+virtiofs) mount -t virtiofs "$bbt_window" /run/window ;;
+esac
+ln -s "${bbt_modules:-/usr/lib/uml/modules}" /mnt/lib/modules
 modprobe -d /mnt loop max_loop=0
 modprobe -d /mnt -a dm-mod dm-snapshot dm-zero fuse xfs
 ip link set lo up 2>/dev/null
