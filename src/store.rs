@@ -22,7 +22,7 @@ mod untold;
 
 pub use error::StoreError;
 pub use gc::{GcReport, Removed};
-pub use image::{HeadRecord, HistoryEntry, ImageListing, ImageRecord, Published};
+pub use image::{HeadBounds, HeadRecord, HistoryEntry, ImageListing, ImageRecord, Published};
 pub use lock::ImageLock;
 pub use make::make_head;
 pub use objects::{Description, ObjectInfo, ObjectKind, ObjectPaths};

@@ -9,7 +9,7 @@ use super::spawn::{self, Program};
 use crate::blockio::FileIo;
 use crate::format::head::{Head, HeadError};
 use crate::kernel::{KernelError, loops, mounts};
-use crate::store::{HeadRecord, ImageLock, ImageRecord, Store, StoreError};
+use crate::store::{ImageLock, ImageRecord, Store, StoreError};
 use crate::units::ChunkSize;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -196,10 +196,7 @@ fn make_head(target: &mut Target) -> Result<(), StepError> {
     File::open(&target.dir)
         .and_then(|dir| dir.sync_all())
         .map_err(StepError::io("sync", &target.dir))?;
-    let head = HeadRecord {
-        smallest_size: target.record.virtual_size,
-        chunk_size: ChunkSize::HEAD.bytes(),
-    };
+    let head = target.record.new_head(ChunkSize::HEAD);
     target.record = target.store.update_image(&target.record.name, |record| record.head = Some(head))?;
     Ok(())
 }

@@ -15,10 +15,12 @@ use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 #[cfg(test)]
 mod power_cut;
+mod room;
 mod runs;
 #[cfg(test)]
 mod tests;
 
+pub use room::{LimitError, check_limit, full_len, usable_len};
 use runs::Runs;
 
 #[derive(Debug, thiserror::Error)]

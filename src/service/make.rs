@@ -15,7 +15,7 @@ use crate::format::head::Head;
 use crate::format::seal::{SealedDelta, Sealer};
 use crate::format::trailer::{Facts, FileSystem};
 use crate::ids::{Digest, ImageName, Sha256};
-use crate::store::{Description, HeadRecord, HistoryEntry, ImageRecord, Intent, StoreError, Txn, stop};
+use crate::store::{Description, HistoryEntry, ImageRecord, Intent, StoreError, Txn, stop};
 use crate::units::{Bytes, ChunkSize};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -44,7 +44,10 @@ impl Engine {
         record.history.push(HistoryEntry::now("create", file_system));
         match ask.fs {
             // Nothing is on it, so there is nothing to seal: its first commit makes the base.
-            MakeFs::None => record.head = Some(self.new_head(&txn, size)?),
+            MakeFs::None => {
+                Head::create(new_delta(&txn.image_dir().join("head.delta"))?, ChunkSize::HEAD)?;
+                record.head = Some(record.new_head(ChunkSize::HEAD));
+            }
             _ => {
                 let draft = Draft::new(&txn, size)?;
                 draft.format(file_system)?;
@@ -190,14 +193,6 @@ impl Engine {
         txn.publish_image(record)?;
         self.index(|catalog| catalog.put_image(record))?;
         Ok(txn.done()?)
-    }
-
-    fn new_head(&self, txn: &Txn, size: Bytes) -> Result<HeadRecord, ServiceError> {
-        Head::create(new_delta(&txn.image_dir().join("head.delta"))?, ChunkSize::HEAD)?;
-        Ok(HeadRecord {
-            smallest_size: size,
-            chunk_size: ChunkSize::HEAD.bytes(),
-        })
     }
 
     /// Says before the work what the claiming rename would say after it.

@@ -54,6 +54,7 @@ impl Txn {
         stop::point("commit.linked");
         let record = store.update_record(name, |record| {
             record.chain.push(*sealed);
+            record.next_head = record.bounds();
             record.head = next;
             record.add_history(entry);
         })?;

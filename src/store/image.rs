@@ -5,6 +5,7 @@
 use super::error::{At, StoreError};
 use super::txn::Intent;
 use super::{Store, fs};
+use crate::format::head::check_limit;
 use crate::ids::{Digest, ImageId, ImageName, InfoHash, Sha256};
 use crate::units::{Bytes, ChunkSize};
 use rustix::fs::FlockOperation;
@@ -33,6 +34,9 @@ pub struct ImageRecord {
     /// The writable top, `head.delta`.
     #[serde(default)]
     pub head: Option<HeadRecord>,
+    /// What the next head gets, while there is none.
+    #[serde(default)]
+    pub next_head: HeadBounds,
     /// Numbers of former heads, `frozen-<seq>.delta`, that lie between the chain and the head, oldest first.
     #[serde(default)]
     pub frozen: Vec<u64>,
@@ -49,6 +53,21 @@ pub struct HeadRecord {
     pub smallest_size: Bytes,
     #[serde(rename = "chunk_size_bytes")]
     pub chunk_size: Bytes,
+    /// The longest that its file may become; absent: what the disk needs.
+    #[serde(default)]
+    pub limit_bytes: Option<Bytes>,
+    /// The file has all of that space, for good.
+    #[serde(default)]
+    pub reserve: bool,
+}
+
+/// How much space a head may take, and whether it has it for certain: see [`HeadRecord`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeadBounds {
+    #[serde(default)]
+    pub limit_bytes: Option<Bytes>,
+    #[serde(default)]
+    pub reserve: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,10 +116,29 @@ impl ImageRecord {
             virtual_size,
             file_system: file_system.into(),
             head: None,
+            next_head: HeadBounds::default(),
             frozen: Vec::new(),
             history: Vec::new(),
             published: None,
         }
+    }
+
+    /// The record of a head that is made now.
+    pub fn new_head(&self, chunk: ChunkSize) -> HeadRecord {
+        HeadRecord {
+            smallest_size: self.virtual_size,
+            chunk_size: chunk.bytes(),
+            limit_bytes: self.next_head.limit_bytes,
+            reserve: self.next_head.reserve,
+        }
+    }
+
+    /// The bounds of the head, or of the next one.
+    pub fn bounds(&self) -> HeadBounds {
+        self.head.map_or(self.next_head, |head| HeadBounds {
+            limit_bytes: head.limit_bytes,
+            reserve: head.reserve,
+        })
     }
 
     pub fn id(&self) -> ImageId {
@@ -130,7 +168,10 @@ impl ImageRecord {
             return Err(format!("a chain of {} deltas, want at most {MAX_CHAIN}", self.chain.len()));
         }
         if let Some(head) = self.head {
-            ChunkSize::new(head.chunk_size).map_err(|e| e.to_string())?;
+            let chunk = ChunkSize::new(head.chunk_size).map_err(|e| e.to_string())?;
+            if let Some(limit) = head.limit_bytes {
+                check_limit(limit, chunk).map_err(|e| e.to_string())?;
+            }
             if head.smallest_size > self.virtual_size {
                 return Err(format!(
                     "a head's smallest size {} over the image's {}",

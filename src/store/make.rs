@@ -4,7 +4,7 @@
 //! image's; of two who want the same name at once, one gets it.
 
 use super::error::{At, StoreError};
-use super::image::{HeadRecord, HistoryEntry, ImageRecord, Published, delta_name, record_bytes};
+use super::image::{HistoryEntry, ImageRecord, Published, delta_name, record_bytes};
 use super::lock::{self, ImageLock};
 use super::txn::{Intent, Txn};
 use super::{Store, fs, stop};
@@ -102,10 +102,7 @@ impl Store {
         let source = self.image(from)?;
         let mut record = ImageRecord::new(name.clone(), source.virtual_size, &source.file_system);
         record.chain = source.chain;
-        record.head = Some(HeadRecord {
-            smallest_size: source.virtual_size,
-            chunk_size: chunk.bytes(),
-        });
+        record.head = Some(record.new_head(chunk));
         record.add_history(HistoryEntry::now("clone", from.as_str()));
         txn.publish_image(&record)?;
         drop(shared);

@@ -63,6 +63,8 @@ pub fn put(txn: &Txn, n: u64) -> Result<(), StoreError> {
 pub const HEAD: HeadRecord = HeadRecord {
     smallest_size: Bytes(1 << 20),
     chunk_size: Bytes(16384),
+    limit_bytes: None,
+    reserve: false,
 };
 
 pub const FRESH: ChunkSize = ChunkSize::HEAD;
@@ -155,7 +157,8 @@ fn image_json_is_pinned() {
     let want = format!(
         concat!(
             r#"{{"version":1,"name":"web","chain":[],"virtual_size_bytes":1073741824,"file_system":"ext4","#,
-            r#""head":{{"smallest_size_bytes":1048576,"chunk_size_bytes":16384}},"frozen":[],"#,
+            r#""head":{{"smallest_size_bytes":1048576,"chunk_size_bytes":16384,"limit_bytes":null,"reserve":false}},"#,
+            r#""next_head":{{"limit_bytes":null,"reserve":false}},"frozen":[],"#,
             r#""history":[{{"time_unix_seconds":5,"verb":"create","detail":""}}],"#,
             r#""published":{{"manifest":"{}","info_hash":"{}"}}}}"#
         ),
@@ -164,6 +167,13 @@ fn image_json_is_pinned() {
     );
     assert_eq!(serde_json::to_string(&record).unwrap(), want);
     assert_eq!(ImageRecord::parse(Path::new("x"), want.as_bytes()).unwrap(), record);
+    let without_bounds = want.replacen(r#","limit_bytes":null,"reserve":false}"#, "}", 1).replacen(
+        r#""next_head":{"limit_bytes":null,"reserve":false},"#,
+        "",
+        1,
+    );
+    assert_eq!(without_bounds.matches("reserve").count(), 0);
+    assert_eq!(ImageRecord::parse(Path::new("x"), without_bounds.as_bytes()).unwrap(), record);
     let later = want.replacen("\"chain\"", "\"added later\":true,\"chain\"", 1);
     assert_eq!(ImageRecord::parse(Path::new("x"), later.as_bytes()).unwrap(), record);
 }
@@ -348,8 +358,22 @@ fn a_commit_puts_the_head_on_top_of_the_chain() {
     assert_eq!(read(store.head_path(&name("a"))).unwrap(), b"next head");
     let (_, txn) = store.begin_commit(&name("a")).unwrap();
     put(&txn, 3).unwrap();
+    let bounds = HeadBounds {
+        limit_bytes: Some(Bytes(3 * 16384)),
+        reserve: true,
+    };
+    store
+        .update_image(&name("a"), |record| {
+            record.head = record.head.map(|head| HeadRecord {
+                limit_bytes: bounds.limit_bytes,
+                reserve: true,
+                ..head
+            });
+        })
+        .unwrap();
     txn.finish_commit(&digest(3), None, HistoryEntry::now("commit", "")).unwrap();
     txn.done().unwrap();
+    assert_eq!(store.image(&name("a")).unwrap().bounds(), bounds, "kept for the next head");
     assert!(!store.head_path(&name("a")).exists());
     assert!(matches!(store.begin_commit(&name("a")), Err(StoreError::NoHead { .. })));
     assert!(store.problems().unwrap().is_empty());
@@ -438,4 +462,20 @@ fn literals<'a>(text: &'a str, call: &'a str) -> impl Iterator<Item = String> + 
         let rest = &text[at + call.len()..];
         rest[..rest.find('"').unwrap()].to_string()
     })
+}
+
+#[test]
+fn a_head_has_a_limit_of_whole_chunks_and_the_next_head_gets_it() {
+    let mut record = ImageRecord::new(name("web"), Bytes(1 << 20), "none");
+    let with = |record: &mut ImageRecord, limit| {
+        record.next_head = HeadBounds {
+            limit_bytes: Some(Bytes(limit)),
+            reserve: true,
+        };
+        record.head = Some(record.new_head(ChunkSize::HEAD));
+        ImageRecord::parse(Path::new("image.json"), &record.to_bytes())
+    };
+    assert!(with(&mut record, 2 * 16384).is_err() && with(&mut record, 3 * 16384 + 512).is_err());
+    let read = with(&mut record, 3 * 16384).unwrap();
+    assert_eq!((read.head, read.bounds()), (record.head, record.next_head));
 }
