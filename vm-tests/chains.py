@@ -10,10 +10,10 @@ import shutil
 import struct
 import subprocess
 
+from harness import ENV
 from vm import Failure
 
 MIB, KIB = 1 << 20, 1 << 10
-ENV = {key: value for key, value in os.environ.items() if not key.startswith("BLOCKBT_")}
 
 
 class Ctl:

@@ -2,6 +2,7 @@
 
 Ends only what it started: the guest's processes are a process group of their own."""
 
+import json
 import os
 import shutil
 import signal
@@ -10,32 +11,40 @@ import sys
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+TOP = os.path.dirname(HERE)
+TARGET = os.environ.get("CARGO_TARGET_DIR", os.path.join(TOP, "target"))
+CTL = os.path.join(TARGET, "release", "blockbt-ctl")
 STOCK = "--stock" in sys.argv
+# The guest has one CPU; this is the host's that it runs on.
+CPU = max(os.sched_getaffinity(0))
 
 
-def boot(window, script, memory="1G"):
-    """A guest of the kernel that was asked for: user-mode Linux, or Debian's own by `vm-tests/run --stock`."""
+def boot(window, script, memory="1G", **parameters):
+    """A guest of the kernel that was asked for: user-mode Linux, or Debian's own by `vm-tests/run --stock`.
+
+    It runs `guest/<script>`, which finds `parameters` in `guest.PARAMETERS`."""
     if not STOCK:
-        return Vm(window, script, memory)
+        return Vm(window, script, memory, parameters)
     from stock import StockVm
-    return StockVm(window, script, memory)
+    return StockVm(window, script, memory, parameters)
 
 
 class Vm:
-    def __init__(self, window, script, memory="1G"):
+    def __init__(self, window, script, memory, parameters):
         self.window, self.log = window, os.path.join(window, "console.log")
         self.scratch = os.path.join(window, "vm")
         os.makedirs(self.scratch, exist_ok=True)
         for old in ("result", "guest.log"):
             if os.path.exists(os.path.join(window, old)):
                 os.unlink(os.path.join(window, old))
+        with open(os.path.join(window, "parameters.json"), "w") as file:
+            json.dump({"ctl": CTL, **parameters}, file)
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(self.start(script, memory), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
     def start(self, script, memory):
         """The command that boots the guest."""
-        cpu = max(os.sched_getaffinity(0))
-        words = ["taskset", "--cpu-list", str(cpu), "linux.uml", f"mem={memory}", "rootfstype=hostfs", "ro", "rootflags=/"]
+        words = ["taskset", "--cpu-list", str(CPU), "linux.uml", f"mem={memory}", "rootfstype=hostfs", "ro", "rootflags=/"]
         words += [f"init={HERE}/guest/init.sh", "con=null", "con0=fd:0,fd:1", "quiet", "umid=vm", f"uml_dir={self.scratch}/"]
         return [*words, f"bbt_window={self.window}", f"bbt_script={HERE}/guest/{script}"]
 

@@ -1,13 +1,19 @@
-"""Guest: calls the host's blockbt-ctl."""
+"""Guest: what the host asks of this boot, the kernel's modules, and the host's blockbt-ctl."""
 
 import json
 import subprocess
 
+with open("/run/window/parameters.json") as file:
+    PARAMETERS = json.load(file)
+
+
+def modprobe(*modules):
+    """Those that init.sh did not load already."""
+    subprocess.run(["modprobe", "-d", "/mnt", "-a", *modules], check=True)
+
 
 def command(store, *words):
-    with open("/run/window/ctl") as file:
-        program = file.read().strip()
-    return [program, "--root", store, "--no-daemon", "--json", *words]
+    return [PARAMETERS["ctl"], "--root", store, "--no-daemon", "--json", *words]
 
 
 def ctl(store, *words):

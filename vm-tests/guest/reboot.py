@@ -173,8 +173,7 @@ def tidy_start(*images):
     print(f"{len(numbers)} synced files are there", flush=True)
 
 
-with open("/run/window/boot") as file:
-    boot = file.read()
+boot = guest.PARAMETERS["boot"]
 for directory in ("disk", "web", "other", "big"):
     os.makedirs(f"/mnt/{directory}")
 run("mount", "-o", "loop", "/run/window/disk.img", "/mnt/disk")
