@@ -8,7 +8,7 @@ use crate::format::head::{Head, HeadError};
 use crate::format::sealed::Sealed;
 use crate::format::trailer::TrailerError;
 use crate::ids::{Digest, ImageName};
-use crate::store::{HeadRecord, ImageRecord};
+use crate::store::{HeadRecord, ImageRecord, Store};
 use crate::units::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
@@ -55,15 +55,18 @@ pub enum DiskError {
 }
 
 impl DiskFiles {
-    /// The disk of `record`, whose files `delta` and `head` say.
-    pub fn of(record: &ImageRecord, delta: impl Fn(usize, &Digest) -> PathBuf, head: PathBuf, read_only: bool) -> DiskFiles {
-        let delta_file = |(index, digest): (usize, &Digest)| DeltaFile {
-            path: delta(index, digest),
+    /// The disk of `record`, with its head at `head`.
+    ///
+    /// A delta is opened as an object, by its digest: the links in the image's directory are only what keeps it from being collected, and
+    /// `flatten` gives them other numbers.
+    pub fn of(record: &ImageRecord, store: &Store, head: PathBuf, read_only: bool) -> DiskFiles {
+        let delta_file = |digest: &Digest| DeltaFile {
+            path: store.object_paths(digest).delta,
             digest: *digest,
         };
         DiskFiles {
             name: record.name.clone(),
-            deltas: record.chain.iter().enumerate().map(delta_file).collect(),
+            deltas: record.chain.iter().map(delta_file).collect(),
             head: record
                 .head
                 .map(|HeadRecord { smallest_size, .. }| HeadFile { path: head, smallest_size }),

@@ -202,8 +202,7 @@ fn make_head(target: &mut Target) -> Result<(), StepError> {
 }
 
 fn start_server(place: &Place, target: &Target, read_only: bool) -> Result<(), StepError> {
-    let delta = |index: usize, _: &crate::ids::Digest| target.store.delta_path(&target.record.name, index);
-    let files = DiskFiles::of(&target.record, delta, target.dir.join("head.delta"), read_only);
+    let files = DiskFiles::of(&target.record, target.store, target.dir.join("head.delta"), read_only);
     place.write_disk(&files).map_err(StepError::io("write disk.json in", place.dir()))?;
     let lock = target.lock.inheritable().map_err(StepError::io("copy the lock of", &target.dir))?;
     spawn::server(&target.program, place, lock)

@@ -71,10 +71,9 @@ impl Engine {
         })
     }
 
-    /// The files of an image's disk, as its own directory has them.
+    /// The files of an image's disk.
     pub(super) fn disk_files(&self, record: &ImageRecord, read_only: bool) -> DiskFiles {
-        let delta = |index, _: &Digest| self.store.delta_path(&record.name, index);
-        DiskFiles::of(record, delta, self.store.head_path(&record.name), read_only)
+        DiskFiles::of(record, &self.store, self.store.head_path(&record.name), read_only)
     }
 
     /// An image's head, for reading. The caller has the image locked, or can bear that it changes.
