@@ -19,6 +19,7 @@ mod publish;
 mod pull;
 mod reply;
 mod request;
+mod resize;
 mod seeding;
 mod watch;
 

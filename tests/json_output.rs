@@ -260,6 +260,30 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("tree", Reply::Tree(tree())),
         ("check", Reply::Check(check())),
         (
+            "resize",
+            Reply::Resize(ResizeReply {
+                name: web.clone(),
+                old_size_bytes: disk,
+                virtual_size_bytes: Bytes(5 << 30),
+                file_system: "ext4".into(),
+                minimum_bytes: Some(Bytes(1 << 30)),
+                limit_bytes: None,
+                took_ms: 300,
+            }),
+        ),
+        (
+            "resize-limit",
+            Reply::Resize(ResizeReply {
+                name: web.clone(),
+                old_size_bytes: disk,
+                virtual_size_bytes: disk,
+                file_system: "ext4".into(),
+                minimum_bytes: None,
+                limit_bytes: Some(Bytes(2 << 30)),
+                took_ms: 3,
+            }),
+        ),
+        (
             "rename",
             Reply::Rename(RenameReply {
                 from: web.clone(),

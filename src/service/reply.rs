@@ -51,6 +51,16 @@ replies! {
         changed_bytes: Bytes,
         took_ms: u64,
     }
+    ResizeReply {
+        name: ImageName,
+        old_size_bytes: Bytes,
+        virtual_size_bytes: Bytes,
+        file_system: String,
+        /// The smallest disk that holds what is in its file system; told where it was asked for, to shrink an ext4.
+        minimum_bytes: Option<Bytes>,
+        limit_bytes: Option<Bytes>,
+        took_ms: u64,
+    }
     DiffReply { a: ImageName, b: Option<ImageName>, extents: Vec<DiffExtent>, sum_bytes: Bytes, }
     DiffExtent { offset_bytes: Bytes, length_bytes: Bytes, }
     ExportReply {

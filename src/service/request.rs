@@ -4,7 +4,7 @@
 
 use super::reply::*;
 use crate::ids::ImageName;
-use crate::units::{Bytes, UnitError};
+use crate::units::{Bytes, UnitError, parse_size};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::path::PathBuf;
 
@@ -79,6 +79,7 @@ verbs! {
     Attach(AttachReply) = "attach";
     Detach(DetachReply) = "detach";
     Commit(CommitReply) = "commit";
+    Resize(ResizeReply) = "resize";
     Diff(DiffReply) = "diff";
     Export(ExportReply) = "export";
     Info(InfoReply) = "info";
@@ -142,6 +143,19 @@ arguments! {
         #[serde(default)]
         message: Option<String>,
     }
+    /// Makes an image's disk larger or smaller, and the file system on it.
+    Resize {
+        name: ImageName,
+        /// Absent: as it is.
+        #[serde(default)]
+        size: Option<NewSize>,
+        /// The most that the head's file may take; absent: as it is.
+        #[serde(default)]
+        limit_bytes: Option<Bytes>,
+        /// Cuts off the end of a disk of which nobody knows whether it is in use.
+        #[serde(default)]
+        shrink: bool,
+    }
     /// What differs between two images, or between an image's head and its sealed deltas.
     Diff {
         a: ImageName,
@@ -192,6 +206,36 @@ arguments! {
     Peers {}
 }
 
+/// A size, or how far it is from the one that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NewSize {
+    ToBytes(Bytes),
+    PlusBytes(Bytes),
+    MinusBytes(Bytes),
+}
+
+impl NewSize {
+    /// Reads `20G`, `+5G` or `-5G`.
+    pub fn parse(text: &str) -> Result<NewSize, UnitError> {
+        match (text.strip_prefix('+'), text.strip_prefix('-')) {
+            (Some(more), _) => parse_size(more).map(NewSize::PlusBytes),
+            (_, Some(less)) => parse_size(less).map(NewSize::MinusBytes),
+            _ => parse_size(text)?.as_disk_size().map(NewSize::ToBytes),
+        }
+    }
+
+    /// The size of a disk that has `old` now. Errors: not a disk's size.
+    pub fn of(self, old: Bytes) -> Result<Bytes, UnitError> {
+        let bytes = match self {
+            NewSize::ToBytes(size) => size.0,
+            NewSize::PlusBytes(more) => old.0.saturating_add(more.0),
+            NewSize::MinusBytes(less) => old.0.saturating_sub(less.0),
+        };
+        Bytes(bytes).as_disk_size()
+    }
+}
+
 /// The file system `create` puts on a new image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -238,6 +282,9 @@ impl Request {
             Request::Import(import) => {
                 absolute("source", &import.source)?;
                 import.size_bytes.map(Bytes::as_disk_size).transpose()?;
+            }
+            Request::Resize(resize) if resize.size.is_none() && resize.limit_bytes.is_none() => {
+                return Err(RequestError::Conflict("want a size or a limit"));
             }
             Request::Mount(mount) => mount.dir.as_ref().map_or(Ok(()), |dir| absolute("directory", dir))?,
             Request::Export(export) => absolute("target", &export.target)?,

@@ -5,7 +5,7 @@
 
 use crate::front::config::{NO_NODES, host_port};
 use crate::ids::ImageName;
-use crate::service::{self, MakeFs, Request};
+use crate::service::{self, MakeFs, NewSize, Request};
 use crate::units::{Bytes, UnitError, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::io;
@@ -175,6 +175,28 @@ pub enum Command {
         #[arg(short, long, value_name = "TEXT")]
         message: Option<String>,
     },
+    /// Make an image's disk, and the file system on it, larger or smaller
+    #[command(
+        after_help = "The image must not be attached. ext4 grows and shrinks, down to what is in it; xfs grows. One that was interrupted leaves the old or the new size, \
+                     and is finished by the same command again.\n\n\
+                     Examples:\n  blockbt-ctl resize web 20G\n  blockbt-ctl resize web +5G\n  blockbt-ctl resize web -5G\n  blockbt-ctl resize raw 1G --shrink"
+    )]
+    #[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["size", "limit"])))]
+    #[command(override_usage = "blockbt-ctl resize [OPTIONS] <NAME> [SIZE]")]
+    Resize {
+        /// The image
+        #[arg(value_name = "NAME")]
+        name: ImageName,
+        /// Size of the disk, as in 20G, or how much more or less, as in +5G
+        #[arg(value_name = "SIZE", value_parser = NewSize::parse, allow_hyphen_values = true)]
+        size: Option<NewSize>,
+        /// The most that what is written may take until it is committed
+        #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+        limit: Option<Bytes>,
+        /// Cut off the end of a disk whose file system is not known; what is there is lost
+        #[arg(long)]
+        shrink: bool,
+    },
     /// List the disk ranges that differ
     #[command(
         after_help = "With one image: what its head has changed since the last commit or, where it has none, what its newest delta changed.\n\n\
@@ -339,6 +361,12 @@ impl Command {
             Command::Attach { name, read_only } => Request::Attach(service::Attach { name, read_only }),
             Command::Detach { name } => Request::Detach(service::Detach { name }),
             Command::Commit { name, message } => Request::Commit(service::Commit { name, message }),
+            Command::Resize { name, size, limit, shrink } => Request::Resize(service::Resize {
+                name,
+                size,
+                limit_bytes: limit,
+                shrink,
+            }),
             Command::Diff { a, b } => Request::Diff(service::Diff { a, b }),
             Command::Export { name, target } => Request::Export(service::Export {
                 name,

@@ -67,6 +67,7 @@ pub fn human(reply: &Reply) -> String {
             }
             None => line(&mut out, format!("{}: nothing to commit", r.name)),
         },
+        Reply::Resize(r) => resize(&mut out, r),
         Reply::Diff(r) => diff(&mut out, r),
         Reply::Export(r) => line(
             &mut out,
@@ -172,6 +173,15 @@ fn diff(out: &mut String, r: &DiffReply) {
         table.print(out);
     }
     line(out, format!("{} in {}", r.sum_bytes, count(r.extents.len() as u64, "extent")));
+}
+
+fn resize(out: &mut String, r: &ResizeReply) {
+    let size = match r.old_size_bytes == r.virtual_size_bytes {
+        true => format!("{}: {} disk", r.name, r.virtual_size_bytes),
+        false => format!("{}: {} disk, was {}", r.name, r.virtual_size_bytes, r.old_size_bytes),
+    };
+    let limit = r.limit_bytes.map(|limit| format!(", head at most {limit}")).unwrap_or_default();
+    line(out, format!("{size}, {}{limit}, in {} ms", r.file_system, r.took_ms));
 }
 
 fn info(out: &mut String, r: &InfoReply) {

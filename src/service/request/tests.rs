@@ -22,6 +22,12 @@ fn requests_survive_json() {
             read_only: true,
         }),
         Request::List(List {}),
+        Request::Resize(Resize {
+            name: name.clone(),
+            size: Some(NewSize::MinusBytes(Bytes(5 << 30))),
+            limit_bytes: Some(Bytes(1 << 30)),
+            shrink: true,
+        }),
         Request::Check(Check {
             name: Some(name),
             rebuild: false,
@@ -56,6 +62,12 @@ fn bad_arguments_are_named() {
         ("create", r#"{"name":"x","size_bytes":512,"fs":"ntfs"}"#, "want ext4, xfs or none"),
         ("import", r#"{"name":"x","source":"etc"}"#, "source \"etc\" is not absolute"),
         ("mount", r#"{"name":"x","dir":"mnt"}"#, "is not absolute"),
+        ("resize", r#"{"name":"x"}"#, "want a size or a limit"),
+        (
+            "resize",
+            r#"{"name":"x","size":{"times_bytes":2}}"#,
+            "unknown variant `times_bytes`",
+        ),
         ("clone", r#"{"source":"x","target":"x"}"#, "same image"),
         ("fly", "{}", "no verb \"fly\"; there are create, import"),
     ] {
@@ -76,5 +88,19 @@ proptest::proptest! {
     #[test]
     fn any_bytes_parse_or_fail(body: Vec<u8>, verb in 0..Request::VERBS.len()) {
         let _ = Request::from_json(Request::VERBS[verb], &body);
+    }
+}
+
+#[test]
+fn a_new_size_is_read_as_qemu_img_reads_it() {
+    let ten = Bytes(10 << 30);
+    for (text, want) in [("20G", 20), ("+5G", 15), ("-5G", 5), ("+0", 10), ("-0", 10)] {
+        assert_eq!(NewSize::parse(text).unwrap().of(ten).unwrap(), Bytes(want << 30), "{text}");
+    }
+    for text in ["", "+", "-", "--5G", "+-5G", "5", "1000", "17T", "5G-"] {
+        assert!(NewSize::parse(text).is_err(), "{text}");
+    }
+    for text in ["-10G", "-11G", "+16T", "+1", "-1"] {
+        assert!(NewSize::parse(text).unwrap().of(ten).is_err(), "{text}");
     }
 }
