@@ -8,6 +8,9 @@
 
 mod disk;
 mod error;
+mod mode;
+#[allow(dead_code)]
+mod names;
 mod place;
 mod plan;
 mod run;
@@ -18,6 +21,7 @@ mod survey;
 
 pub use disk::{DiskError, DiskFiles};
 pub use error::AttachError;
+pub use mode::Mode;
 pub use plan::Step;
 pub use run::StepError;
 pub use spawn::Program;
@@ -26,6 +30,7 @@ pub use survey::{AttachState, Condition, states, sweep};
 use crate::ids::{ImageId, ImageName};
 use crate::kernel::{loops, mounts};
 use crate::store::{ImageLock, Store, StoreError};
+use mode::Choice;
 use place::{Place, RootIdentity, RunLock};
 use run::Target;
 use seen::{LoopSeen, Seen};
@@ -40,6 +45,8 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, Default)]
 pub struct AttachOptions {
     pub read_only: bool,
+    /// [`Mode::Flat`] where the kernel can, else [`Mode::User`], unless said.
+    pub mode: Option<Mode>,
     /// For this process alone: when it dies, or drops the [`Attached`], the next sweep takes the device away. So it must be its own: what is
     /// attached already is in use.
     pub temporary: bool,
@@ -52,6 +59,7 @@ pub struct AttachOptions {
 pub struct Attached {
     pub device: PathBuf,
     pub read_only: bool,
+    pub mode: Mode,
     /// Of a temporary one.
     _owner: Option<File>,
 }
@@ -131,6 +139,7 @@ fn attach_in(
             found: file_system,
         });
     }
+    let Choice { mode, why } = mode::choose(options.mode, || Err("not supported yet".into()))?;
     let program = options.program.clone().unwrap_or_else(Program::installed);
     let mut read_only = options.read_only;
     let there = match clear(name, place) {
@@ -169,6 +178,7 @@ fn attach_in(
         return Ok(Attached {
             device: device.device(),
             read_only,
+            mode: Mode::User,
             _owner: None,
         });
     }
@@ -205,11 +215,13 @@ fn attach_in(
             dir,
             lock: &lock,
             program,
+            choice: Choice { mode, why },
         },
     )?;
     Ok(Attached {
         device,
         read_only,
+        mode,
         _owner: owner,
     })
 }

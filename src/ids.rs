@@ -79,6 +79,20 @@ hex_id!(
     ImageId, 16, "image id"
 );
 
+hex_id!(
+    /// A run of deltas from the base up: the first half of the SHA-256 over their digests, oldest first.
+    ChainId, 16, "chain id"
+);
+
+impl ChainId {
+    pub fn of(chain: &[Digest]) -> ChainId {
+        let bytes: Vec<u8> = chain.iter().flat_map(|digest| digest.0).collect();
+        let mut id = [0; 16];
+        id.copy_from_slice(&Sha256::of(&bytes).0[..16]);
+        ChainId(id)
+    }
+}
+
 impl Digest {
     /// The parent of a base.
     pub const NONE: Digest = Digest([0; 32]);

@@ -23,6 +23,7 @@ mod resize;
 mod seeding;
 mod watch;
 
+pub use crate::attach::Mode;
 pub use engine::{Stores, fuse_serve};
 pub use environment::exempt_loopback_from_proxy;
 pub use error::{ErrorKind, ServiceError, plain};

@@ -40,11 +40,19 @@ fn info() -> InfoReply {
             chunk_size_bytes: Bytes(16384),
             smallest_size_bytes: Bytes(10 << 30),
         }),
-        attached: Some(AttachInfo {
+        attached: Some(Box::new(AttachInfo {
             device: "/dev/loop7".into(),
             dir: Some("/mnt".into()),
             read_only: false,
-        }),
+            mode: Mode::Flat,
+            why: Some("this kernel has device-mapper".into()),
+            snapshot: Some(SnapshotInfo {
+                state: "overflow".into(),
+                used_bytes: Bytes(96 << 10),
+                total_bytes: Bytes(1 << 20),
+                metadata_bytes: Bytes(32 << 10),
+            }),
+        })),
         published: Some(PublishedInfo {
             link: "magnet:?xt=x".into(),
             manifest_sha256: SHA,
@@ -55,6 +63,13 @@ fn info() -> InfoReply {
             verb: "commit".into(),
             detail: "perl added".into(),
         }],
+        dm: Some(vec![DmInfo {
+            name: "blockbt-0011-lower-22".into(),
+            uuid: "BLOCKBT-0011-lower-22".into(),
+            device: "253:3".into(),
+            read_only: true,
+            table: "0 8 linear 7:1 16\n8 8 zero\n".into(),
+        }]),
     }
 }
 
@@ -66,12 +81,16 @@ fn list() -> ListReply {
         deltas: 1,
         device: None,
         dir: None,
+        mode: None,
+        snapshot: None,
         published: false,
     };
     let mounted = ListEntry {
         name: name("web"),
         device: Some("/dev/loop7".into()),
         dir: Some("/mnt".into()),
+        mode: Some(Mode::Flat),
+        snapshot: Some("overflow".into()),
         published: true,
         ..bare.clone()
     };
@@ -196,6 +215,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 device: device.clone(),
                 dir: "/mnt".into(),
                 read_only: false,
+                mode: Mode::Flat,
                 took_ms: 60,
             }),
         ),
@@ -212,6 +232,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 name: web.clone(),
                 device: device.clone(),
                 read_only: true,
+                mode: Mode::User,
                 took_ms: 40,
             }),
         ),

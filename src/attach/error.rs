@@ -1,3 +1,4 @@
+use super::mode::Mode;
 use super::plan::Step;
 use super::run::{Failed, StepError};
 use crate::ids::{ImageName, StoreId};
@@ -26,6 +27,8 @@ pub enum AttachError {
     Busy { image: String, seconds: u64 },
     #[error("image \"{name}\" has no file system that can be mounted: \"{found}\", want ext4 or xfs")]
     NoFileSystem { name: ImageName, found: String },
+    #[error("mode {mode} needs device-mapper, and there is none: {why}")]
+    NoDeviceMapper { mode: Mode, why: String },
     #[error("image \"{name}\" has {count} former heads that are not sealed yet")]
     Frozen { name: ImageName, count: usize },
     #[error("store {id} at {} is a copy of the one at {}, which has this image attached", mine.display(), other.display())]

@@ -4,6 +4,8 @@
 
 use super::AttachError;
 use super::disk::DiskFiles;
+use super::mode::Mode;
+use super::names::LoopId;
 use super::server::{DISK_FILE, LOCK_FILE};
 use crate::ids::{ImageId, ImageName, StoreId};
 use crate::store::Store;
@@ -59,9 +61,9 @@ impl Place {
         self.dir().join("state.json")
     }
 
-    /// The name that the loop device bears: 57 characters of the 63 that fit.
+    /// The name that the loop device of user mode bears.
     pub fn loop_name(&self) -> String {
-        format!("{}{}", loop_prefix(self.store), self.image)
+        LoopId::User(self.image).name(self.store)
     }
 
     /// Makes the directories. Nobody but root looks into them.
@@ -205,11 +207,6 @@ fn missing_is_fine(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// What the loop devices of a store begin with.
-pub fn loop_prefix(store: StoreId) -> String {
-    format!("blockbt-{store}-")
-}
-
 /// `state.json`: who attached what.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
@@ -220,6 +217,9 @@ pub struct State {
     /// Where it was to be mounted, if the device was made for that.
     #[serde(default)]
     pub mount: Option<PathBuf>,
+    pub mode: Mode,
+    /// Why in this mode.
+    pub why: String,
 }
 
 /// Which store: a copy of one has the same id, but not the same directory.

@@ -3,6 +3,7 @@
 //! Refuses to choose steps. Invariant: after a failed attach either nothing of it is left, or the error lists what is.
 
 use super::disk::DiskFiles;
+use super::mode::Choice;
 use super::place::{Place, RootIdentity, State, boot_id};
 use super::plan::Step;
 use super::spawn::{self, Program};
@@ -68,6 +69,7 @@ pub struct Target<'a> {
     pub dir: PathBuf,
     pub lock: &'a ImageLock,
     pub program: Program,
+    pub choice: Choice,
 }
 
 /// What a failed plan leaves.
@@ -216,6 +218,8 @@ fn write_state(place: &Place, target: &Target, read_only: bool, mount: Option<Pa
             boot_id: boot_id()?,
             read_only,
             mount: mount.clone(),
+            mode: target.choice.mode,
+            why: target.choice.why.clone(),
         })
     };
     write().map_err(StepError::io("write state.json in", place.dir()))

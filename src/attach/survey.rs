@@ -2,7 +2,9 @@
 //!
 //! Refuses to attach anything. Invariant: a sweep touches only what is of its own store, and what no living verb is at work on.
 
-use super::place::{self, Place};
+use super::mode::Mode;
+use super::names::LoopId;
+use super::place::Place;
 use super::seen::{LoopSeen, Seen};
 use super::{AttachError, check_owner, look, take_away};
 use crate::ids::{ImageId, ImageName};
@@ -21,6 +23,9 @@ pub struct AttachState {
     pub condition: Condition,
     pub device: Option<PathBuf>,
     pub read_only: bool,
+    pub mode: Mode,
+    /// Why in this mode; `None` if nothing remembers it.
+    pub why: Option<String>,
     /// Oldest first.
     pub mounts: Vec<PathBuf>,
     /// Where it was to be mounted, if the device was made for that: a mount, or an umount, may have been cut short.
@@ -68,6 +73,8 @@ pub fn states(store: &Store) -> Result<Vec<AttachState>, AttachError> {
         all.push(AttachState {
             image,
             name: state.as_ref().map(|state| state.name.clone()),
+            mode: Mode::User,
+            why: state.as_ref().map(|state| state.why.clone()),
             made_for: state.and_then(|state| state.mount),
             condition,
             device: device.map(LoopSeen::device),
@@ -112,10 +119,9 @@ fn sweep_image(store: &Store, image: ImageId) -> Result<bool, AttachError> {
 
 /// The images that have a directory under `/run`, or a loop device.
 fn known(store: &Store, loops: &[loops::LoopDevice]) -> Result<BTreeSet<ImageId>, AttachError> {
-    let prefix = place::loop_prefix(store.id());
     let names = loops
         .iter()
-        .filter_map(|device| device.name.as_deref()?.strip_prefix(&prefix)?.parse().ok());
+        .filter_map(|device| LoopId::user_image(device.name.as_deref()?, store.id()));
     let mut all: BTreeSet<ImageId> = names.collect();
     let run_dir = store.run_dir();
     match fs::read_dir(&run_dir) {

@@ -91,7 +91,7 @@ impl Engine {
         let options = AttachOptions {
             read_only: true,
             temporary: true,
-            program: None,
+            ..AttachOptions::default()
         };
         let _mine = attach::mount(&self.store, name, &dir, &options)?;
         let mut out = BufWriter::with_capacity(1 << 20, target);

@@ -46,9 +46,10 @@ impl Engine {
             file_system: record.file_system.clone(),
             chain,
             head,
-            attached: attached.and_then(attach_info),
+            attached: attached.and_then(attach_info).map(Box::new),
             published,
             history: history.collect(),
+            dm: ask.dm.then(Vec::new),
             name: record.name,
         })
     }
@@ -87,6 +88,8 @@ impl Engine {
                 stored_bytes: Bytes(sealed + head),
                 deltas: record.chain.len() as u64,
                 dir: state.as_ref().and_then(|state| state.mounts.last().cloned()),
+                mode: state.as_ref().map(|state| state.mode),
+                snapshot: None,
                 device: state.and_then(|state| state.device),
                 published: record.published.is_some(),
                 name: record.name,
@@ -207,6 +210,9 @@ fn attach_info(state: AttachState) -> Option<AttachInfo> {
         device: state.device?,
         dir: state.mounts.last().cloned(),
         read_only: state.read_only,
+        mode: state.mode,
+        why: state.why,
+        snapshot: None,
     })
 }
 

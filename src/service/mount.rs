@@ -4,7 +4,7 @@
 
 use super::engine::Engine;
 use super::make::ms;
-use super::{Attach, AttachReply, Detach, DetachReply, ErrorKind, Mount, MountReply, ServiceError, Umount, UmountReply};
+use super::{Attach, AttachReply, Detach, DetachReply, ErrorKind, Mode, Mount, MountReply, ServiceError, Umount, UmountReply};
 use crate::attach::{self, AttachError, AttachOptions, AttachState};
 use crate::ids::{ImageId, ImageName};
 use std::fs;
@@ -15,12 +15,14 @@ use std::time::Instant;
 impl Engine {
     pub(super) fn attach(&self, ask: Attach) -> Result<AttachReply, ServiceError> {
         let start = Instant::now();
-        let attached = attach::attach(&self.store, &ask.name, &options(ask.read_only)).map_err(|error| self.told(&ask.name, error))?;
+        let attached =
+            attach::attach(&self.store, &ask.name, &options(ask.read_only, ask.mode)).map_err(|error| self.told(&ask.name, error))?;
         self.note_head(&ask.name)?;
         Ok(AttachReply {
             name: ask.name,
             device: attached.device,
             read_only: attached.read_only,
+            mode: attached.mode,
             took_ms: ms(start.elapsed()),
         })
     }
@@ -44,7 +46,7 @@ impl Engine {
         } else if !self.is_mounted(&ask.name)? {
             must_be_empty(&dir)?;
         }
-        let mounted = attach::mount(&self.store, &ask.name, &dir, &options(ask.read_only)).inspect_err(|_| remove_own(&own));
+        let mounted = attach::mount(&self.store, &ask.name, &dir, &options(ask.read_only, ask.mode)).inspect_err(|_| remove_own(&own));
         let attached = mounted.map_err(|error| self.told(&ask.name, error))?;
         self.note_head(&ask.name)?;
         Ok(MountReply {
@@ -52,6 +54,7 @@ impl Engine {
             device: attached.device,
             dir,
             read_only: attached.read_only,
+            mode: attached.mode,
             took_ms: ms(start.elapsed()),
         })
     }
@@ -104,9 +107,10 @@ impl Engine {
     }
 }
 
-fn options(read_only: bool) -> AttachOptions {
+fn options(read_only: bool, mode: Option<Mode>) -> AttachOptions {
     AttachOptions {
         read_only,
+        mode,
         ..AttachOptions::default()
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Refuses to know how they are shown. Invariant: a field's unit ends its name.
 
+use super::Mode;
 use crate::ids::{Digest, ImageName, InfoHash, Sha256};
 use crate::units::Bytes;
 use serde::{Deserialize, Serialize};
@@ -37,9 +38,9 @@ replies! {
         left_out_bytes: Bytes,
         took_us: u64,
     }
-    MountReply { name: ImageName, device: PathBuf, dir: PathBuf, read_only: bool, took_ms: u64, }
+    MountReply { name: ImageName, device: PathBuf, dir: PathBuf, read_only: bool, mode: Mode, took_ms: u64, }
     UmountReply { name: ImageName, dir: PathBuf, }
-    AttachReply { name: ImageName, device: PathBuf, read_only: bool, took_ms: u64, }
+    AttachReply { name: ImageName, device: PathBuf, read_only: bool, mode: Mode, took_ms: u64, }
     DetachReply { name: ImageName, device: PathBuf, }
     CommitReply {
         name: ImageName,
@@ -78,9 +79,11 @@ replies! {
         /// Sealed deltas, oldest first.
         chain: Vec<DeltaInfo>,
         head: Option<HeadInfo>,
-        attached: Option<AttachInfo>,
+        attached: Option<Box<AttachInfo>>,
         published: Option<PublishedInfo>,
         history: Vec<HistoryInfo>,
+        /// The lowest first; absent unless asked for.
+        dm: Option<Vec<DmInfo>>,
     }
     DeltaInfo {
         digest: Digest,
@@ -93,7 +96,25 @@ replies! {
         verity_enforced: bool,
     }
     HeadInfo { stored_bytes: Bytes, chunk_size_bytes: Bytes, smallest_size_bytes: Bytes, }
-    AttachInfo { device: PathBuf, dir: Option<PathBuf>, read_only: bool, }
+    AttachInfo {
+        device: PathBuf,
+        dir: Option<PathBuf>,
+        read_only: bool,
+        mode: Mode,
+        /// Why in this mode; absent if nothing remembers it.
+        why: Option<String>,
+        /// How full the head is, by the kernel's account; absent in user mode and without a head.
+        snapshot: Option<SnapshotInfo>,
+    }
+    SnapshotInfo {
+        /// `ok`, `overflow` (full: no more writes until it is attached again, larger), `invalid` (see check), or the kernel's word.
+        state: String,
+        used_bytes: Bytes,
+        total_bytes: Bytes,
+        metadata_bytes: Bytes,
+    }
+    /// A device-mapper device: `dmsetup create NAME --uuid UUID --table TABLE` makes it.
+    DmInfo { name: String, uuid: String, device: String, read_only: bool, table: String, }
     PublishedInfo { link: String, manifest_sha256: Sha256, info_hash: InfoHash, }
     HistoryInfo { time_unix_seconds: u64, verb: String, detail: String, }
     ListReply {
@@ -109,6 +130,9 @@ replies! {
         deltas: u64,
         device: Option<PathBuf>,
         dir: Option<PathBuf>,
+        mode: Option<Mode>,
+        /// Of an attached image's head, as in `info`; absent where nothing is to be said.
+        snapshot: Option<String>,
         published: bool,
     }
     Unreadable { path: PathBuf, why: String, }

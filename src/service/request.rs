@@ -2,6 +2,7 @@
 //!
 //! Refuses to know how they are carried out. Invariant: unknown fields and bad names do not parse.
 
+use super::Mode;
 use super::reply::*;
 use crate::ids::ImageName;
 use crate::units::{Bytes, UnitError, parse_size};
@@ -129,12 +130,17 @@ arguments! {
         dir: Option<PathBuf>,
         #[serde(default)]
         read_only: bool,
+        /// Absent: flat where the kernel can, else user.
+        #[serde(default)]
+        mode: Option<Mode>,
     }
     Umount { name: ImageName, }
     Attach {
         name: ImageName,
         #[serde(default)]
         read_only: bool,
+        #[serde(default)]
+        mode: Option<Mode>,
     }
     Detach { name: ImageName, }
     /// Seals the head into a delta.
@@ -167,7 +173,12 @@ arguments! {
         /// Absolute; its ending says what it becomes.
         target: PathBuf,
     }
-    Info { name: ImageName, }
+    Info {
+        name: ImageName,
+        /// With the device-mapper tables that the image stands on.
+        #[serde(default)]
+        dm: bool,
+    }
     List {}
     Tree {}
     Check {

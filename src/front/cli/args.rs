@@ -5,7 +5,7 @@
 
 use crate::front::config::{NO_NODES, host_port};
 use crate::ids::ImageName;
-use crate::service::{self, MakeFs, NewSize, Request};
+use crate::service::{self, MakeFs, Mode, NewSize, Request};
 use crate::units::{Bytes, UnitError, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::io;
@@ -140,6 +140,9 @@ pub enum Command {
         /// Nothing can be written
         #[arg(long)]
         read_only: bool,
+        /// How to make the block device [default: flat where the kernel has device-mapper, else user]
+        #[arg(long, value_enum)]
+        mode: Option<AttachMode>,
     },
     /// Unmount an image's file system and detach it
     #[command(after_help = "Example:\n  blockbt-ctl umount web")]
@@ -157,6 +160,9 @@ pub enum Command {
         /// Nothing can be written
         #[arg(long)]
         read_only: bool,
+        /// How to make the block device [default: flat where the kernel has device-mapper, else user]
+        #[arg(long, value_enum)]
+        mode: Option<AttachMode>,
     },
     /// Remove an image's block device
     #[command(after_help = "Example:\n  blockbt-ctl detach web")]
@@ -226,6 +232,9 @@ pub enum Command {
         /// The image
         #[arg(value_name = "NAME")]
         name: ImageName,
+        /// With the device-mapper tables that it stands on, as dmsetup takes them
+        #[arg(long)]
+        dm: bool,
     },
     /// List the images
     #[command(after_help = "Example:\n  blockbt-ctl list --json")]
@@ -329,6 +338,16 @@ pub enum Fs {
     None,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AttachMode {
+    /// One device-mapper table for the whole chain
+    Flat,
+    /// One dm-snapshot per delta, at most eight
+    Stack,
+    /// A FUSE server of our own below a loop device
+    User,
+}
+
 /// What a command line asks for.
 pub enum Asked {
     Verb(Request),
@@ -352,13 +371,23 @@ impl Command {
                 size_bytes: size,
             }),
             Command::Clone { source, target } => Request::Clone(service::Clone { source, target }),
-            Command::Mount { name, dir, read_only } => Request::Mount(service::Mount {
+            Command::Mount {
+                name,
+                dir,
+                read_only,
+                mode,
+            } => Request::Mount(service::Mount {
                 name,
                 dir: dir.map(absolute).transpose()?,
                 read_only,
+                mode: mode.map(Mode::from),
             }),
             Command::Umount { name } => Request::Umount(service::Umount { name }),
-            Command::Attach { name, read_only } => Request::Attach(service::Attach { name, read_only }),
+            Command::Attach { name, read_only, mode } => Request::Attach(service::Attach {
+                name,
+                read_only,
+                mode: mode.map(Mode::from),
+            }),
             Command::Detach { name } => Request::Detach(service::Detach { name }),
             Command::Commit { name, message } => Request::Commit(service::Commit { name, message }),
             Command::Resize { name, size, limit, shrink } => Request::Resize(service::Resize {
@@ -372,7 +401,7 @@ impl Command {
                 name,
                 target: absolute(target)?,
             }),
-            Command::Info { name } => Request::Info(service::Info { name }),
+            Command::Info { name, dm } => Request::Info(service::Info { name, dm }),
             Command::List => Request::List(service::List {}),
             Command::Tree => Request::Tree(service::Tree {}),
             Command::Check { name, all: _, rebuild } => Request::Check(service::Check { name, rebuild }),
@@ -401,6 +430,16 @@ impl Command {
             Command::Completions { shell } => return Ok(Asked::Completions(shell)),
             Command::Man { dir } => return Ok(Asked::Man(dir)),
         }))
+    }
+}
+
+impl From<AttachMode> for Mode {
+    fn from(mode: AttachMode) -> Mode {
+        match mode {
+            AttachMode::Flat => Mode::Flat,
+            AttachMode::Stack => Mode::Stack,
+            AttachMode::User => Mode::User,
+        }
     }
 }
 

@@ -196,6 +196,17 @@ fn info(out: &mut String, r: &InfoReply) {
                 .unwrap_or_default();
             let mode = if attached.read_only { ", read-only" } else { "" };
             line(out, format!("attached   {}{dir}{mode}", attached.device.display()));
+            if let Some(snapshot) = &attached.snapshot {
+                let (used, total) = (snapshot.used_bytes, snapshot.total_bytes);
+                let state = if snapshot.state == "ok" {
+                    String::new()
+                } else {
+                    format!(", {}", snapshot.state)
+                };
+                line(out, format!("kernel     {used} of {total} used{state}"));
+            }
+            let why = attached.why.as_ref().map(|why| format!(", {why}")).unwrap_or_default();
+            line(out, format!("mode       {}{why}", attached.mode));
         }
         None => line(out, "attached   no".into()),
     }
@@ -230,6 +241,25 @@ fn info(out: &mut String, r: &InfoReply) {
                 .into(),
         );
     }
+    if let Some(devices) = &r.dm {
+        tables(out, devices);
+    }
+}
+
+/// As `dmsetup create` takes them, one after the other.
+fn tables(out: &mut String, devices: &[DmInfo]) {
+    for device in devices {
+        let read_only = if device.read_only { " --readonly" } else { "" };
+        out.push('\n');
+        line(
+            out,
+            format!(
+                "# {}: dmsetup create {} --uuid {}{read_only}",
+                device.device, device.name, device.uuid
+            ),
+        );
+        device.table.lines().for_each(|target| line(out, target.into()));
+    }
 }
 
 fn list(out: &mut String, r: &ListReply) {
@@ -246,6 +276,11 @@ fn list(out: &mut String, r: &ListReply) {
         ]);
     }
     table.print(out);
+    for image in &r.images {
+        if let Some(state) = image.snapshot.as_deref().filter(|state| *state != "ok") {
+            line(out, format!("{}: its head is in trouble: {state}", image.name));
+        }
+    }
     for unreadable in &r.unreadable {
         line(out, format!("unreadable: {}: {}", unreadable.path.display(), unreadable.why));
     }

@@ -161,6 +161,7 @@ fn rm(name: &str) -> Request {
 fn errors_arrive_with_kind_causes_and_status() {
     let daemon = Daemon::start(Limits::default());
     let request = Request::Info(Info {
+        dm: false,
         name: ImageName::new("x").unwrap(),
     });
     let error = daemon.client().handle(request, &Quiet).unwrap_err();

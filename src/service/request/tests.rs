@@ -20,6 +20,7 @@ fn requests_survive_json() {
             name: name.clone(),
             dir: Some("/mnt".into()),
             read_only: true,
+            mode: Some(Mode::Stack),
         }),
         Request::List(List {}),
         Request::Resize(Resize {
@@ -60,6 +61,7 @@ fn bad_arguments_are_named() {
         ("create", r#"{"name":"x","size_bytes":1}"#, "multiple of 512"),
         ("create", r#"{"name":"x","size_bytes":-1}"#, "invalid value"),
         ("create", r#"{"name":"x","size_bytes":512,"fs":"ntfs"}"#, "want ext4, xfs or none"),
+        ("attach", r#"{"name":"x","mode":"Flat"}"#, "mode \"Flat\": want flat, stack or user"),
         ("import", r#"{"name":"x","source":"etc"}"#, "source \"etc\" is not absolute"),
         ("mount", r#"{"name":"x","dir":"mnt"}"#, "is not absolute"),
         ("resize", r#"{"name":"x"}"#, "want a size or a limit"),
