@@ -18,6 +18,7 @@ mod seen;
 pub mod server;
 mod spawn;
 mod survey;
+pub mod table;
 
 pub use disk::{DiskError, DiskFiles};
 pub use error::AttachError;

@@ -1,0 +1,255 @@
+//! The flat table: a merged chain as one list of device-mapper targets, with the short runs gathered in one snapshot.
+//!
+//! Pure: no devices, no files. Invariant: the pieces of a [`FlatTable`] follow one another from sector 0 to its size, and each shows what the
+//! chain's map says of its sectors.
+//!
+//! Long runs go by dm-linear straight to their delta's loop, holes to `zero`. Where that would need too many targets, the short runs go
+//! through one dm-snapshot over dm-zero, the *short device*. Its COW device is a dm-linear concatenation of a metadata file that is written
+//! here ([`Metadata`]) and, for each delta that has a short run, the one stretch of its file that holds them all: one target a delta, the
+//! least that is possible, and never more than with whole files. (A stretch for each run would need as many targets as linear alone.)
+
+mod metadata;
+#[cfg(test)]
+mod tests;
+
+pub use metadata::Metadata;
+
+use crate::chain::{ChainMap, Source};
+use crate::units::{Bytes, ChunkSize, SECTOR};
+use metadata::Run;
+
+/// How a chain looks in device-mapper.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlatTable {
+    pub size: Bytes,
+    pub pieces: Vec<Piece>,
+    /// Where the pieces [`From::Short`] come from.
+    pub short: Option<Short>,
+}
+
+/// One target. Units: sectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    pub at: u64,
+    pub len: u64,
+    pub from: From,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    Zero,
+    /// `index` counts from the base; `offset` is the sector of its file.
+    Delta {
+        index: usize,
+        offset: u64,
+    },
+    /// The same sectors of the short device.
+    Short,
+}
+
+/// A dm-snapshot over zeros, as long as the disk. Its COW device is the metadata file with `concat` behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Short {
+    pub chunk: ChunkSize,
+    pub metadata: Metadata,
+    pub concat: Vec<Concat>,
+}
+
+/// A stretch of a delta's file. Units: sectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Concat {
+    pub index: usize,
+    pub offset: u64,
+    pub len: u64,
+}
+
+/// When there is a short device, and which runs are in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rule {
+    /// Up to so many targets there is no short device.
+    pub linear_targets: usize,
+    /// Runs and holes of so many bytes are long.
+    pub long: Bytes,
+    /// While there are more targets than this, first no hole beside a short run is long any more, and then `long` is doubled ...
+    pub targets: usize,
+    /// ... up to this.
+    pub longest: Bytes,
+}
+
+impl Rule {
+    pub const MEASURED: Rule = Rule {
+        linear_targets: 8_000,
+        long: Bytes(64 << 10),
+        targets: 12_000,
+        longest: Bytes(256 << 10),
+    };
+}
+
+/// The table of a chain.
+pub fn flat(map: &ChainMap) -> FlatTable {
+    flat_by(map, &Rule::MEASURED)
+}
+
+/// The same by another rule: to measure, and to test.
+pub fn flat_by(map: &ChainMap, rule: &Rule) -> FlatTable {
+    let linear = Cut::of(map, Bytes::ZERO, Bytes::ZERO, rule.linear_targets);
+    let cut = linear.unwrap_or_else(|| mixed(map, rule));
+    FlatTable {
+        size: map.size(),
+        short: cut.short(),
+        pieces: cut.pieces,
+    }
+}
+
+fn mixed(map: &ChainMap, rule: &Rule) -> Cut {
+    let (mut long, mut hole) = (rule.long, rule.long);
+    loop {
+        let is_last = hole == map.size() && long >= rule.longest;
+        let limit = if is_last { usize::MAX } else { rule.targets };
+        if let Some(cut) = Cut::of(map, long, hole, limit) {
+            return cut;
+        }
+        if hole == map.size() {
+            long = Bytes(long.0 * 2);
+        }
+        hole = map.size();
+    }
+}
+
+impl FlatTable {
+    /// All targets of the devices that it takes, but for the short device's own and its zeros.
+    pub fn targets(&self) -> usize {
+        self.pieces.len() + self.short.as_ref().map_or(0, |short| 1 + short.concat.len())
+    }
+}
+
+/// A run that goes through the short device. Units: sectors.
+#[derive(Debug, Clone, Copy)]
+struct ShortRun {
+    disk: u64,
+    index: usize,
+    file: u64,
+    len: u64,
+}
+
+/// The disk, cut into what is long and what is short.
+#[derive(Debug, Default)]
+struct Cut {
+    pieces: Vec<Piece>,
+    shorts: Vec<ShortRun>,
+}
+
+impl Cut {
+    /// Runs below `long` are short, and so are holes below `hole` beside one: to a snapshot they cost nothing, and here a target.
+    ///
+    /// `None` if that would be more than `limit` pieces.
+    ///
+    /// The end of a disk that is no multiple of 4 KiB stays linear: as a whole chunk it would show what its file has behind it.
+    fn of(map: &ChainMap, long: Bytes, hole: Bytes, limit: usize) -> Option<Cut> {
+        let (long, short_hole) = (long.0 / SECTOR, hole.0 / SECTOR);
+        let mut cut = Cut::default();
+        for piece in map.segments(Bytes::ZERO..map.size()) {
+            let (at, len) = (piece.at.0 / SECTOR, piece.len.0 / SECTOR);
+            let from = match piece.source {
+                Source::Zero => From::Zero,
+                Source::Delta { layer, offset } => From::Delta {
+                    index: layer,
+                    offset: offset.0 / SECTOR,
+                },
+            };
+            match from {
+                From::Delta { index, offset } if len < long && is_aligned(at | offset | len) => cut.push_short(ShortRun {
+                    disk: at,
+                    index,
+                    file: offset,
+                    len,
+                }),
+                From::Zero if len < short_hole && cut.pieces.last().is_some_and(|last| last.from == From::Short) => {
+                    cut.push(at, len, From::Short);
+                }
+                _ => cut.push(at, len, from),
+            }
+            if let [.., hole, last] = &cut.pieces[..]
+                && (hole.from, last.from) == (From::Zero, From::Short)
+                && hole.len < short_hole
+            {
+                let at = hole.at;
+                let len = hole.len + last.len;
+                cut.pieces.truncate(cut.pieces.len() - 2);
+                cut.push(at, len, From::Short);
+            }
+            if cut.pieces.len() > limit {
+                return None;
+            }
+        }
+        Some(cut)
+    }
+
+    fn push_short(&mut self, run: ShortRun) {
+        self.shorts.push(run);
+        self.push(run.disk, run.len, From::Short);
+    }
+
+    /// Appends a piece, to the one before it where both go on.
+    fn push(&mut self, at: u64, len: u64, from: From) {
+        if let Some(last) = self.pieces.last_mut() {
+            let goes_on = match (last.from, from) {
+                (From::Delta { index, offset }, From::Delta { index: next, offset: then }) => index == next && offset + last.len == then,
+                (before, after) => before == after,
+            };
+            if goes_on {
+                last.len += len;
+                return;
+            }
+        }
+        self.pieces.push(Piece { at, len, from });
+    }
+
+    /// The device for the short runs: chunks as large as all of them allow.
+    fn short(&self) -> Option<Short> {
+        let all = self.shorts.iter().fold(0, |all, run| all | run.disk | run.file | run.len);
+        if self.shorts.is_empty() {
+            return None;
+        }
+        let largest = u64::from(ChunkSize::MAX.sectors());
+        let sectors = 1 << (all | largest).trailing_zeros();
+        let chunk = ChunkSize::from_sectors(sectors).expect("short runs are aligned to 4 KiB at least");
+        let sectors = u64::from(sectors);
+
+        let deltas = 1 + self.shorts.iter().map(|run| run.index).max().unwrap_or(0);
+        let mut spans = vec![(u64::MAX, 0); deltas];
+        for run in &self.shorts {
+            let (start, end) = &mut spans[run.index];
+            *start = run.file.min(*start);
+            *end = (run.file + run.len).max(*end);
+        }
+        let chunks = self.shorts.iter().map(|run| run.len / sectors).sum();
+        let mut next = Metadata::chunks(chunk, chunks);
+        let mut concat = Vec::new();
+        // What leads from a delta's chunk to the one of the concatenation.
+        let mut first = vec![0; deltas];
+        for (index, (start, end)) in spans.iter().enumerate().filter(|(_, (_, end))| *end > 0) {
+            concat.push(Concat {
+                index,
+                offset: *start,
+                len: end - start,
+            });
+            first[index] = next;
+            next += (end - start) / sectors;
+        }
+        let runs = self.shorts.iter().map(|run| Run {
+            disk: run.disk / sectors,
+            file: first[run.index] + (run.file - spans[run.index].0) / sectors,
+            count: run.len / sectors,
+        });
+        Some(Short {
+            chunk,
+            metadata: Metadata::new(chunk, runs.collect()),
+            concat,
+        })
+    }
+}
+
+fn is_aligned(sectors: u64) -> bool {
+    sectors.is_multiple_of(u64::from(ChunkSize::MIN.sectors()))
+}
