@@ -1,4 +1,4 @@
-//! Which chunks go into a sealed delta: what a head or a raw disk shows and the chain below does not.
+//! Which chunks go into a sealed delta: what a head or a raw disk shows and the chain below does not, or all that a chain shows.
 //!
 //! Refuses to know the delta's bytes: those are `format`'s. Invariant: what is pushed depends only on what the disk shows and on what the
 //! chain below shows at the delta's virtual size, never on how the head came to have it. Memory: two windows of 1 MiB, and the head's list.
@@ -205,16 +205,58 @@ pub fn from_raw<S: WriteAt>(
     sealer: &mut Sealer<S>,
     progress: Progress,
 ) -> Result<(), SealChainError> {
-    let failed = |at, len| {
-        move |cause| SealChainError::Read {
-            what: "the raw disk",
-            at: Bytes(at),
-            len,
-            cause,
+    const WHAT: &str = "the raw disk";
+    let size = file.size().map_err(|cause| SealChainError::Read {
+        what: WHAT,
+        at: Bytes::ZERO,
+        len: 0,
+        cause,
+    })?;
+    let end = size.min(facts.virtual_size);
+    push_data(WHAT, |at, buf| file.read_at(buf, at), data, end, facts.chunk_size, sealer, progress)
+}
+
+/// Pushes the chunks of a whole chain that are not zero: one base in the place of all its deltas.
+///
+/// Shape: `facts` are the sealer's, sealed at the chain's size. What the chain's sizes hid is not in it.
+pub fn from_chain<S: WriteAt>(chain: &Chain, facts: &Facts, sealer: &mut Sealer<S>, progress: Progress) -> Result<(), SealChainError> {
+    let size = facts.virtual_size;
+    if size != chain.map().size() {
+        return Err(SealChainError::Size {
+            facts: size,
+            disk: chain.map().size(),
+        });
+    }
+    // Pieces that meet are one range, whichever deltas they are from: else each would be read by itself.
+    let mut pieces = chain.map().segments(Bytes::ZERO..size).peekable();
+    let data = std::iter::from_fn(move || {
+        let first = pieces.find(|piece| piece.source != Source::Zero)?;
+        let mut end = first.end();
+        while let Some(next) = pieces.next_if(|next| next.source != Source::Zero) {
+            end = next.end();
         }
+        Some(first.at..end)
+    });
+    let read = |at: Bytes, buf: &mut [u8]| {
+        // What comes next, while this is read.
+        let next = at.0 + buf.len() as u64;
+        chain.will_need(Bytes(next), Bytes(next + WINDOW).min(size));
+        chain.read(at, buf)
     };
-    let bytes = facts.chunk_size.bytes().0;
-    let end = file.size().map_err(failed(0, 0))?.min(facts.virtual_size);
+    push_data("the chain", read, data, size, facts.chunk_size, sealer, progress)
+}
+
+/// Pushes what of `data` below `end` is not zero.
+fn push_data<S: WriteAt>(
+    what: &'static str,
+    read: impl Fn(Bytes, &mut [u8]) -> io::Result<()>,
+    data: impl IntoIterator<Item = Range<Bytes>>,
+    end: Bytes,
+    chunk: ChunkSize,
+    sealer: &mut Sealer<S>,
+    progress: Progress,
+) -> Result<(), SealChainError> {
+    let bytes = chunk.bytes().0;
     let mut buffer = vec![0; WINDOW as usize];
     let (mut done, mut before) = (0, Bytes::ZERO);
     for range in data {
@@ -232,8 +274,13 @@ pub fn from_raw<S: WriteAt>(
             let len = (WINDOW - at % WINDOW).min((stop - at).next_multiple_of(bytes)) as usize;
             let there = len.min((end.0 - at) as usize);
             buffer[there..len].fill(0);
-            file.read_at(&mut buffer[..there], Bytes(at)).map_err(failed(at, there))?;
-            push_changed(at, &buffer[..len], &ZEROS[..len], facts.chunk_size, sealer)?;
+            read(Bytes(at), &mut buffer[..there]).map_err(|cause| SealChainError::Read {
+                what,
+                at: Bytes(at),
+                len: there,
+                cause,
+            })?;
+            push_changed(at, &buffer[..len], &ZEROS[..len], chunk, sealer)?;
             at += len as u64;
             done = at;
             progress(Bytes(at).min(end), end);

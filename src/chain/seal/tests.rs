@@ -1,11 +1,12 @@
 use super::*;
 use crate::blockio::{BlockDevice, MemoryIo};
 use crate::chain::tests::{Dice, chain_of};
-use crate::chain::{ChainMap, Disk};
+use crate::chain::{ChainMap, Disk, Layer};
 use crate::format::Extent;
 use crate::format::seal::SealedDelta;
 use crate::format::trailer::{FileSystem, SEAL_RULES};
 use crate::ids::Digest;
+use std::sync::Arc;
 
 const SIZE: Bytes = Bytes((3 << 20) + 512);
 
@@ -135,6 +136,93 @@ fn a_raw_disk_and_a_head_with_its_bytes_give_the_same_base() {
             assert_eq!(seal_raw(&raw, data, chunk).unwrap(), want, "{data:?}");
         }
     }
+}
+
+/// From which byte on a disk has what.
+type Writes<'a> = &'a [(u64, Vec<u8>)];
+
+/// `layers`, oldest first, each over all below it: chunk size, disk size, and what is written.
+fn stacked(layers: &[(u64, u64, Writes)]) -> Chain {
+    let (mut known, mut files) = (Vec::new(), Vec::<Arc<dyn ReadAt>>::new());
+    let mut parent = Digest::NONE;
+    for (chunk, size, writes) in layers {
+        let below = Chain::new(ChainMap::build(&known, Bytes(*size)).unwrap(), files.clone()).unwrap();
+        let disk = Disk::with_head(below, Head::create(MemoryIo::default(), ChunkSize::HEAD).unwrap(), Bytes(*size));
+        writes.iter().for_each(|(at, data)| disk.write(Bytes(*at), data).unwrap());
+        let facts = Facts {
+            parent,
+            virtual_size: Bytes(*size),
+            ..facts(*chunk)
+        };
+        let file = MemoryIo::default();
+        let mut sealer = Sealer::new(&file, facts).unwrap();
+        from_head(
+            disk.chain(),
+            disk.head().unwrap(),
+            Bytes(*size),
+            &facts,
+            &mut sealer,
+            &mut |_, _| {},
+        )
+        .unwrap();
+        let sealed = sealer.finish().unwrap();
+        known.push(Layer::new(&facts, sealed.extents, sealed.digest));
+        files.push(Arc::new(file));
+        parent = sealed.digest;
+    }
+    let (_, size, _) = layers.last().unwrap();
+    Chain::new(ChainMap::build(&known, Bytes(*size)).unwrap(), files).unwrap()
+}
+
+fn flat(chain: &Chain, chunk: u64) -> SealedDelta {
+    let facts = Facts {
+        virtual_size: chain.map().size(),
+        ..facts(chunk)
+    };
+    let mut sealer = Sealer::new(MemoryIo::default(), facts).unwrap();
+    let mut last = Bytes::ZERO;
+    let mut progress = |done: Bytes, total: Bytes| {
+        assert!(last <= done && done <= total);
+        last = done;
+    };
+    from_chain(chain, &facts, &mut sealer, &mut progress).unwrap();
+    sealer.finish().unwrap()
+}
+
+#[test]
+fn a_flat_chain_is_the_base_that_its_disk_would_be() {
+    // It grew, shrank over data, and grew again; the third delta zeros what the first had; chunks of four sizes.
+    let chain = stacked(&[
+        (65536, 2 << 20, &[(0, vec![1; 1 << 20]), ((2 << 20) - 512, vec![2; 512])]),
+        (4096, 3 << 20, &[(300_000, vec![3; 70_000]), ((3 << 20) - 9000, vec![4; 9000])]),
+        (1 << 20, 1 << 20, &[(4096, vec![0; 500_000])]),
+        (16384, SIZE.0, &[((2 << 20) + 100, vec![5; 10]), (3 << 20, vec![6; 512])]),
+    ]);
+    let mut raw = vec![0; SIZE.0 as usize];
+    chain.read(Bytes::ZERO, &mut raw).unwrap();
+    assert!(
+        raw[2 << 20..(2 << 20) + 100]
+            .iter()
+            .chain(&raw[(3 << 20) - 9000..3 << 20])
+            .all(|byte| *byte == 0)
+    );
+    assert!(raw[4096..504_096].iter().all(|byte| *byte == 0) && raw[600_000] == 1 && raw[(2 << 20) + 100] == 5);
+    for chunk in [4096, 65536, 1 << 20] {
+        assert_eq!(flat(&chain, chunk), seal_raw(&raw, &[(0, SIZE.0)], chunk).unwrap());
+    }
+    assert_eq!(flat(&empty(), 65536).extents, []);
+    assert_eq!(flat(&ones(), 65536).extents, extents(&[(0, 49)]));
+}
+
+#[test]
+fn a_flat_chain_of_another_size_is_refused() {
+    let facts = Facts {
+        virtual_size: Bytes(SIZE.0 + 512),
+        ..facts(4096)
+    };
+    let mut sealer = Sealer::new(MemoryIo::default(), facts).unwrap();
+    let found = from_chain(&ones(), &facts, &mut sealer, &mut |_, _| {});
+    assert!(matches!(found, Err(SealChainError::Size { .. })));
 }
 
 #[test]

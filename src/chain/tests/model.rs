@@ -28,7 +28,9 @@ fn chain(layers: &[(Layer, Arc<MemoryIo>)], size: Bytes) -> Chain {
 }
 
 fn some_chunk(dice: &mut Dice) -> ChunkSize {
-    ChunkSize::new(Bytes(4096 << dice.below(5))).unwrap()
+    // Mostly the smaller ones, of which a disk has more.
+    let shift = if dice.below(4) == 0 { dice.below(9) } else { dice.below(5) };
+    ChunkSize::new(Bytes(4096 << shift)).unwrap()
 }
 
 /// Opens what a sealer wrote, as a stranger would.
@@ -173,6 +175,12 @@ impl Model {
         let (below, all) = (chain(&self.layers[..first], size), chain(&self.layers[..=last], size));
         let file = MemoryIo::default();
         let mut sealer = Sealer::new(&file, facts).unwrap();
+        if first == 0 && self.dice.below(4) > 0 {
+            seal::from_chain(&all, &facts, &mut sealer, &mut |_, _| {}).unwrap();
+            let digest = sealer.finish().unwrap().digest;
+            self.layers.splice(first..=last, [opened(file, digest)]);
+            return self.reopen(self.size());
+        }
         for disk in 0..facts.chunk_size.count(size) {
             let (mut old, mut new) = (vec![0; bytes], vec![0; bytes]);
             below.read(Bytes(disk * bytes as u64), &mut old).unwrap();
