@@ -8,6 +8,7 @@
 
 mod commit;
 mod error;
+mod flatten;
 mod fs;
 mod gc;
 mod image;

@@ -5,6 +5,7 @@
 use super::error::StoreError;
 use super::image::{ImageRecord, delta_name};
 use super::objects::{ObjectKind, kind_of};
+use super::txn::Intent;
 use super::{Store, fs};
 use crate::ids::{Digest, ImageId, ImageName};
 use std::fmt;
@@ -111,6 +112,43 @@ impl Store {
 
     /// What is wrong with one image's directory.
     pub fn image_problems(&self, image: &ImageRecord, found: &mut Vec<Problem>) {
+        self.settled_link_problems(image, found);
+        if image.head.is_some() && !self.head_path(&image.name).is_file() {
+            found.push(Problem::HeadMissing { image: image.name.clone() });
+        }
+    }
+
+    /// What is wrong with the links, but for what a flatten that is at work, or has died on an image in use, will bring in line.
+    fn settled_link_problems(&self, image: &ImageRecord, found: &mut Vec<Problem>) {
+        let mut record = image.clone();
+        loop {
+            let at_work = self.is_flattened_now(&record.name);
+            let mut problems = Vec::new();
+            self.link_problems(&record, &mut problems);
+            if problems.is_empty() {
+                return;
+            }
+            let changed = self.image(&record.name).ok().filter(|now| now.chain != record.chain);
+            match changed {
+                Some(now) => record = now,
+                // It was not at work before we looked, and the record is the same: whoever wrote that has ended.
+                None if !at_work => return found.append(&mut problems),
+                None => {
+                    problems.retain(|problem| matches!(problem, Problem::ObjectMissing { .. }));
+                    return found.append(&mut problems);
+                }
+            }
+        }
+    }
+
+    fn is_flattened_now(&self, name: &ImageName) -> bool {
+        let intents = self.journal_intents().unwrap_or_default();
+        intents
+            .iter()
+            .any(|intent| matches!(intent, Intent::Flatten { name: its } if its == name))
+    }
+
+    fn link_problems(&self, image: &ImageRecord, found: &mut Vec<Problem>) {
         let dir = self.image_dir(ImageId::of(&image.name));
         for (index, digest) in image.chain.iter().enumerate() {
             let (image, digest) = (image.name.clone(), *digest);
@@ -125,9 +163,6 @@ impl Store {
                 }
                 _ => {}
             }
-        }
-        if image.head.is_some() && !dir.join("head.delta").is_file() {
-            found.push(Problem::HeadMissing { image: image.name.clone() });
         }
     }
 

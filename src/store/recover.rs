@@ -4,6 +4,7 @@
 //! does no harm.
 
 use super::error::{At, StoreError};
+use super::flatten::LINK_DRAFT;
 use super::lock::{ImageLock, Moment};
 use super::txn::{FileIdentity, Intent};
 use super::{Store, fs, image};
@@ -86,6 +87,7 @@ impl Store {
         let intent = self.read_entry(id)?;
         match &intent {
             Some(Intent::Commit { name, depth, head }) => self.settle_commit(id, name, *depth, *head, lock)?,
+            Some(Intent::Flatten { name }) => self.settle_flatten(id, name, lock)?,
             Some(Intent::Rename { from, to }) => self.settle_rename(from, to)?,
             // What these made is whole since one rename, or still in their folder.
             Some(Intent::Create { .. } | Intent::Import { .. } | Intent::Clone { .. }) => {}
@@ -109,6 +111,14 @@ impl Store {
                 tracing::warn!(%from, %to, cause = %error, "a rename cannot be completed");
                 Ok(())
             }
+        }
+    }
+
+    /// The record is what was decided, one way or the other: the links in the image's directory follow it.
+    fn settle_flatten(&self, id: &str, name: &ImageName, lock: Option<&ImageLock>) -> Result<(), StoreError> {
+        match (lock, self.lock_if_there(name, lock.is_some())?) {
+            (None, None) => Ok(()),
+            (_, _ours) => self.align_links(&self.image(name)?, &self.txn_dir(id).join(LINK_DRAFT)),
         }
     }
 

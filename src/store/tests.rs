@@ -11,6 +11,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 mod concurrent;
 #[cfg(feature = "root-tests")]
 mod crash;
+mod flatten;
 #[cfg(feature = "root-tests")]
 mod full;
 mod hostile;

@@ -41,6 +41,10 @@ pub enum Intent {
         depth: usize,
         head: FileIdentity,
     },
+    /// Made by [`Store::begin_flatten`].
+    Flatten {
+        name: ImageName,
+    },
     Rename {
         from: ImageName,
         to: ImageName,
@@ -95,6 +99,7 @@ impl Intent {
             Intent::Pull { .. } => "pull",
             Intent::Publish { .. } => "publish",
             Intent::Commit { .. } => "commit",
+            Intent::Flatten { .. } => "flatten",
             Intent::Rename { .. } => "rename",
             Intent::Rm { .. } => "rm",
         }
@@ -116,6 +121,7 @@ impl Intent {
             | Intent::Pull { name }
             | Intent::Publish { name }
             | Intent::Commit { name, .. }
+            | Intent::Flatten { name }
             | Intent::Rm { name } => vec![name],
         }
     }

@@ -1,5 +1,6 @@
 //! `kill -9` at every stop point: the next start tidies up, and nothing that was acknowledged is lost.
 
+use super::flatten::{assert_aligned, flatten};
 use super::*;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
@@ -41,6 +42,11 @@ fn run(store: &Store, verb: &str) -> Result<(), StoreError> {
         }
         "clone" => store.clone_image(&a, &x, FRESH)?.1.done(),
         "commit" => commit(store, "a", 7)?.done(),
+        "flatten" => {
+            // All of two; three of five.
+            let keep = (store.image(&a)?.chain.len() - 1) / 2;
+            flatten(store, "a", 7, keep)?.expect("there is something to do").done()
+        }
         "rename" => store.rename_image(&a, &x)?.1.done(),
         "rm" => store.remove_image(&a)?.done(),
         "publish" => {
@@ -84,6 +90,11 @@ fn is_there(store: &Store, verb: &str) -> bool {
             false
         }
         ("commit", ["a"]) => chain("a") == [digest(1), digest(2), digest(7)] && head("a") == b"next head",
+        ("flatten", ["a"]) => {
+            assert_eq!(head("a"), b"written head");
+            assert_aligned(store, "a");
+            chain("a")[0] == digest(7)
+        }
         ("rename", ["a"]) => false,
         ("rename", ["x"]) => images["x"].name == name("x") && head("x") == b"written head",
         ("rm", ["a"]) => false,
@@ -95,7 +106,7 @@ fn is_there(store: &Store, verb: &str) -> bool {
 }
 
 /// Points that only the whole verbs pass; `tests/` kills the real programs there.
-const OF_SERVICE: [&str; 7] = [
+const OF_SERVICE: [&str; 8] = [
     "create.sealed",
     "create.sidecars",
     "create.object",
@@ -103,6 +114,7 @@ const OF_SERVICE: [&str; 7] = [
     "import.filled",
     "import.sealed",
     "commit.sealed",
+    "flatten.sealed",
 ];
 
 /// Runs a verb in a process of its own, which dies at `point`.
@@ -154,7 +166,7 @@ fn a_kill_at_any_stop_point_leaves_all_or_nothing() {
             "{point}"
         );
         let there = is_there(&store, verb);
-        let decided = matches!(step, "renamed" | "recorded" | "head" | "done" | "delta");
+        let decided = matches!(step, "renamed" | "recorded" | "head" | "done" | "delta" | "relinked" | "aligned");
         assert_eq!(there, decided, "{point}");
         assert!(journal.is_empty() || store.index_marker().exists(), "{point}");
 
@@ -179,8 +191,13 @@ fn a_kill_at_any_stop_point_leaves_all_or_nothing() {
             );
         }
         store.gc(false, &|_| false).unwrap();
-        let wanted =
-            usize::from(verb != "rm") * 2 + usize::from(matches!(verb, "import" | "commit" | "publish")) + usize::from(verb == "pull") * 2;
+        let wanted = match verb {
+            "rm" => 0,
+            "flatten" => 1,
+            "import" | "commit" | "publish" => 3,
+            "pull" => 4,
+            _ => 2,
+        };
         assert_eq!(store.objects().unwrap().len(), wanted, "{point}");
         assert!(store.problems().unwrap().is_empty(), "{point}");
     }
@@ -314,5 +331,47 @@ fn an_entry_whose_bytes_a_power_cut_took_is_tidied_up_without_them() {
         let store = Store::open(store.root()).unwrap();
         assert!(is_tidy(&store));
         assert_eq!(names(&store), ["a"]);
+    }
+}
+
+#[test]
+fn a_flatten_that_died_is_completed_or_never_was_and_its_readers_see_one_chain() {
+    for point in stop::STOP_POINTS
+        .iter()
+        .filter(|point| point.starts_with("flatten.") && !OF_SERVICE.contains(point))
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("s");
+        let before = Store::open(&root).unwrap();
+        image(&before, "a", &[1, 2, 3, 4, 5]);
+        before.clone_image(&name("a"), &name("b"), FRESH).unwrap().1.done().unwrap();
+        die_at(&root, point);
+
+        // Those who had the store open find every delta of the record, and nothing to complain of; nor can gc take any.
+        assert!(before.problems().unwrap().is_empty(), "{point}");
+        before.gc(false, &|_| false).unwrap();
+        let chain = before.image(&name("a")).unwrap().chain;
+        for digest in &chain {
+            before.open_object(digest).unwrap();
+        }
+        // It waits for an image in use.
+        let lock = before.lock_image_raw(&name("a")).unwrap();
+        let store = Store::open(&root).unwrap();
+        assert!(!is_tidy(&store) && store.problems().unwrap().is_empty(), "{point}");
+        drop(lock);
+        store.lock_image(&name("a")).unwrap();
+        assert!(is_tidy(&store) && store.problems().unwrap().is_empty(), "{point}");
+        assert_aligned(&store, "a");
+        assert_aligned(&store, "b");
+        let old: Vec<_> = (1..=5).map(digest).collect();
+        let new = vec![digest(7), digest(4), digest(5)];
+        let decided = ["recorded", "relinked", "aligned", "done"].iter().any(|step| point.ends_with(step));
+        assert_eq!(
+            store.image(&name("a")).unwrap().chain,
+            if decided { new } else { old.clone() },
+            "{point}"
+        );
+        assert_eq!(chain, store.image(&name("a")).unwrap().chain, "{point}");
+        assert_eq!(store.image(&name("b")).unwrap().chain, old, "{point}");
     }
 }
