@@ -10,6 +10,7 @@ mod engine;
 mod environment;
 mod error;
 mod export;
+mod flatten;
 mod image;
 mod kinds;
 mod look;

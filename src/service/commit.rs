@@ -17,18 +17,24 @@ use crate::units::{Bytes, ChunkSize};
 use std::fs::File;
 use std::time::Instant;
 
+/// From so many deltas on, `commit` proposes to flatten: each costs a loop device of 0.2 to 0.75 ms when the image is attached, and that is most of
+/// what attaching takes.
+const FLATTEN_PROPOSED_AT: usize = 32;
+
 impl Engine {
     pub(super) fn commit(&self, ask: Commit, progress: &dyn Progress) -> Result<CommitReply, ServiceError> {
         let start = Instant::now();
-        let nothing = |start: Instant| CommitReply {
+        let nothing = |record: &ImageRecord| CommitReply {
             name: ask.name.clone(),
             digest: None,
             delta_bytes: Bytes::ZERO,
             changed_bytes: Bytes::ZERO,
+            deltas: record.chain.len() as u64,
+            flatten_proposed: record.chain.len() >= FLATTEN_PROPOSED_AT,
             took_ms: ms(start.elapsed()),
         };
         let (record, txn) = match self.store.begin_commit(&ask.name) {
-            Err(StoreError::NoHead { .. }) => return Ok(nothing(start)),
+            Err(StoreError::NoHead { .. }) => return Ok(nothing(&self.store.image(&ask.name)?)),
             other => other?,
         };
         let chain = self.disk_files(&record, true).chain()?;
@@ -54,7 +60,7 @@ impl Engine {
         let sealed = sealer.finish()?;
         stop::point("commit.sealed");
         if sealed.exceptions == 0 && !record.chain.is_empty() {
-            return Ok(nothing(start));
+            return Ok(nothing(&record));
         }
         progress.update("sync", 0, None);
         self.keep(&txn, &path, &sealed, &facts)?;
@@ -63,11 +69,10 @@ impl Engine {
         self.index(|catalog| catalog.put_image(&record))?;
         txn.done()?;
         Ok(CommitReply {
-            name: ask.name,
             digest: Some(sealed.digest),
             delta_bytes: sealed.len,
             changed_bytes: Bytes(sealed.exceptions * facts.chunk_size.bytes().0),
-            took_ms: ms(start.elapsed()),
+            ..nothing(&record)
         })
     }
 

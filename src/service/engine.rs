@@ -164,6 +164,7 @@ impl Handler for Engine {
             Request::Detach(ask) => Reply::Detach(self.detach(ask)?),
             Request::Commit(ask) => Reply::Commit(self.commit(ask, progress)?),
             Request::Resize(ask) => Reply::Resize(self.resize(ask, progress)?),
+            Request::Flatten(ask) => Reply::Flatten(self.flatten(ask, progress)?),
             Request::Diff(ask) => Reply::Diff(self.diff(ask)?),
             Request::Export(ask) => Reply::Export(self.export(ask, progress)?),
             Request::Info(ask) => Reply::Info(self.info(ask)?),

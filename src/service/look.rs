@@ -107,13 +107,14 @@ impl Engine {
 
     pub(super) fn tree(&self) -> Result<TreeReply, ServiceError> {
         let sizes = self.object_sizes()?;
+        let images = self.store.images()?.images;
         let mut tops: BTreeMap<Digest, Vec<ImageName>> = BTreeMap::new();
-        for image in self.store.images()?.images {
+        for image in &images {
             if let Some(top) = image.chain.last() {
-                tops.entry(*top).or_default().push(image.name);
+                tops.entry(*top).or_default().push(image.name.clone());
             }
         }
-        let parents: BTreeMap<Digest, Digest> = match self.look_up(|catalog| catalog.objects()) {
+        let mut parents: BTreeMap<Digest, Digest> = match self.look_up(|catalog| catalog.objects()) {
             Ok(rows) => rows.iter().map(|row| (row.digest, row.parent)).collect(),
             // A daemon has it open, and whoever asks us did not want to ask that: the files say the same.
             Err(busy) if busy.kind == ErrorKind::InUse => {
@@ -122,6 +123,7 @@ impl Engine {
             }
             Err(error) => return Err(error),
         };
+        lay_on_stand_ins(&mut parents, &images);
         let order = parents_first(&parents);
         let known = order.into_iter().filter_map(|digest| Some((digest, sizes.get(&digest)?)));
         let deltas = known.map(|(digest, info)| TreeDelta {
@@ -220,6 +222,22 @@ pub(super) fn allocated(path: &Path) -> Bytes {
     Bytes(path.metadata().map_or(0, |meta| meta.blocks() * 512))
 }
 
+/// On a flattened chain a delta lies on one that stands for its parent: so it is shown, unless some image still has it on the parent itself.
+fn lay_on_stand_ins(parents: &mut BTreeMap<Digest, Digest>, images: &[ImageRecord]) {
+    let pairs = || {
+        images
+            .iter()
+            .flat_map(|image| image.chain.windows(2).map(|pair| (pair[0], pair[1])))
+    };
+    let as_made: BTreeSet<Digest> = pairs()
+        .filter(|(below, above)| parents.get(above) == Some(below))
+        .map(|(_, above)| above)
+        .collect();
+    for (below, above) in pairs().filter(|(_, above)| !as_made.contains(above)) {
+        parents.entry(above).and_modify(|parent| *parent = below);
+    }
+}
+
 /// Each delta after its parent, siblings by digest; what names itself as an ancestor, as damaged descriptions could, comes last.
 fn parents_first(parents: &BTreeMap<Digest, Digest>) -> Vec<Digest> {
     let mut children: BTreeMap<Digest, Vec<Digest>> = BTreeMap::new();
@@ -259,5 +277,21 @@ mod tests {
         let place = |n| order.iter().position(|d| *d == id(n)).unwrap();
         assert_eq!(order.len(), 6);
         assert!(place(9) < place(1) && place(3) < place(2), "{order:?}");
+    }
+    #[test]
+    fn a_delta_lies_on_what_stands_for_its_parent_where_nobody_has_the_parent() {
+        let id = |n: u8| Digest([n; 32]);
+        let image = |name: &str, chain: &[u8]| {
+            let mut record = ImageRecord::new(ImageName::new(name).unwrap(), Bytes(512), "none");
+            record.chain = chain.iter().map(|n| id(*n)).collect();
+            record
+        };
+        let made = BTreeMap::from([(id(1), Digest::NONE), (id(2), id(1)), (id(3), id(2)), (id(9), Digest::NONE)]);
+        let mut parents = made.clone();
+        lay_on_stand_ins(&mut parents, &[image("flat", &[9, 3])]);
+        assert_eq!((parents[&id(3)], parents[&id(2)]), (id(9), id(1)));
+        let mut parents = made.clone();
+        lay_on_stand_ins(&mut parents, &[image("flat", &[9, 3]), image("old", &[1, 2, 3])]);
+        assert_eq!(parents, made);
     }
 }

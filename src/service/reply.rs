@@ -50,6 +50,25 @@ replies! {
         delta_bytes: Bytes,
         /// Disk bytes that differ from the parent.
         changed_bytes: Bytes,
+        /// In the image's chain now.
+        deltas: u64,
+        /// Whether they are so many that `flatten` would make it attach faster.
+        flatten_proposed: bool,
+        took_ms: u64,
+    }
+    FlattenReply {
+        name: ImageName,
+        /// Of the new base; absent when there was nothing to do.
+        digest: Option<Digest>,
+        replaced_deltas: u64,
+        /// Their files' sizes.
+        replaced_bytes: Bytes,
+        /// The new file's size.
+        delta_bytes: Bytes,
+        /// In the image's chain now.
+        deltas: u64,
+        /// Whether a link was withdrawn that had been published of the old chain.
+        unpublished: bool,
         took_ms: u64,
     }
     ResizeReply {

@@ -81,6 +81,7 @@ verbs! {
     Detach(DetachReply) = "detach";
     Commit(CommitReply) = "commit";
     Resize(ResizeReply) = "resize";
+    Flatten(FlattenReply) = "flatten";
     Diff(DiffReply) = "diff";
     Export(ExportReply) = "export";
     Info(InfoReply) = "info";
@@ -161,6 +162,12 @@ arguments! {
         /// Cuts off the end of a disk of which nobody knows whether it is in use.
         #[serde(default)]
         shrink: bool,
+    }
+    /// Makes all sealed deltas but the newest `keep` into one.
+    Flatten {
+        name: ImageName,
+        #[serde(default)]
+        keep: usize,
     }
     /// What differs between two images, or between an image's head and its sealed deltas.
     Diff {

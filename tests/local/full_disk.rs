@@ -136,6 +136,25 @@ fn a_commit_that_finds_no_room_loses_nothing() {
 }
 
 #[test]
+fn a_flatten_that_finds_no_room_changes_nothing() {
+    let rig = Rig::on_small_disk(128);
+    rig.ok(&["create", "web", "--size", "64M"]);
+    let mnt = rig.make_dir("mnt");
+    rig.ok(&["mount", "web", text(&mnt)]);
+    fs::write(mnt.join("big"), noise(1, 12 << 20)).unwrap();
+    rig.ok(&["umount", "web"]);
+    rig.ok(&["commit", "web"]);
+    let before = rig.raw("web");
+    let deltas = || rig.json(&["info", "web"])["chain"].as_array().unwrap().len();
+    let failures = with_more_and_more_room(&rig, &["flatten", "web"], || {
+        assert_eq!(deltas(), 2);
+        assert!(rig.raw("web") == before);
+    });
+    assert!(failures > 3, "the disk was never full");
+    assert!(rig.raw("web") == before && deltas() == 1);
+}
+
+#[test]
 fn a_publish_that_finds_no_room_can_be_said_again() {
     let rig = Rig::on_small_disk(64);
     rig.ok(&["create", "web", "--size", "64M"]);

@@ -9,11 +9,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// Where a verb has happened although it was killed: from this point on.
-const DECISIVE: [(&str, &str); 8] = [
+const DECISIVE: [(&str, &str); 9] = [
     ("create", "create.renamed"),
     ("import", "import.renamed"),
     ("clone", "clone.renamed"),
     ("commit", "commit.recorded"),
+    ("flatten", "flatten.recorded"),
     ("rename", "rename.renamed"),
     ("rm", "rm.renamed"),
     ("gc", "gc.delta"),
@@ -37,7 +38,17 @@ fn prepared(verb: &str) -> Rig {
     fs::write(source.join("file"), noise(1, 300_000)).unwrap();
     rig.ok(&["import", "old", text(&source), "--size", "64M"]);
     match verb {
-        "commit" => change(&rig, "old"),
+        "commit" => change(&rig, "old", 2),
+        "flatten" => {
+            // Three deltas, of which it keeps one, a clone on the same chain, and a head.
+            for n in 2..4 {
+                change(&rig, "old", n);
+                rig.ok(&["commit", "old"]);
+            }
+            rig.ok(&["clone", "old", "clone"]);
+            rig.ok(&["export", "clone", text(&rig.path("clone.raw"))]);
+            change(&rig, "old", 4);
+        }
         "gc" => {
             rig.ok(&["create", "junk", "--size", "64M"]);
             rig.ok(&["rm", "junk"]);
@@ -47,11 +58,11 @@ fn prepared(verb: &str) -> Rig {
     rig
 }
 
-/// Writes something into an image.
-fn change(rig: &Rig, name: &str) {
+/// Writes something into an image, for another `n` something else.
+fn change(rig: &Rig, name: &str, n: u64) {
     let mnt = rig.make_dir("mnt");
     rig.ok(&["mount", name, text(&mnt)]);
-    fs::write(mnt.join("new"), noise(2, 200_000)).unwrap();
+    fs::write(mnt.join("new"), noise(n, 200_000)).unwrap();
     rig.ok(&["umount", name]);
 }
 
@@ -62,6 +73,7 @@ fn words(rig: &Rig, verb: &str) -> Vec<String> {
         "import" => &["import", "new", text(&source), "--size", "64M"],
         "clone" => &["clone", "old", "new"],
         "commit" => &["commit", "old"],
+        "flatten" => &["flatten", "old", "--keep", "1"],
         "rename" => &["rename", "old", "new"],
         "rm" => &["rm", "old"],
         "gc" => &["gc"],
@@ -79,6 +91,7 @@ fn assert_settled(rig: &Rig, point: &str, before: &[u8]) {
     let there: &[&str] = match (verb, done) {
         ("create" | "import" | "clone", true) => &["new", "old"],
         ("rename", true) => &["new"],
+        ("flatten", _) => &["clone", "old"],
         ("rm", true) => &[],
         _ => &["old"],
     };
@@ -103,6 +116,19 @@ fn assert_settled(rig: &Rig, point: &str, before: &[u8]) {
             assert_eq!(deltas, if done { 2 } else { 1 }, "{point}");
             assert_eq!(rig.ok(&again).contains("nothing to commit"), done, "{point}");
             assert!(rig.raw("old") == before, "{point}: the disk has changed with the second commit");
+        }
+        ("flatten", _) => {
+            let deltas = || rig.json(&["info", "old"])["chain"].as_array().unwrap().len();
+            assert_eq!(deltas(), if done { 2 } else { 3 }, "{point}");
+            assert_eq!(rig.ok(&again).contains("nothing to flatten"), done, "{point}");
+            assert_eq!(deltas(), 2, "{point}");
+            assert!(rig.raw("old") == before, "{point}: the disk has changed with the second flatten");
+            let sibling = fs::read(rig.path("clone.raw")).unwrap();
+            assert!(rig.raw("clone") == sibling, "{point}: the clone's disk has changed");
+            rig.ok(&["rm", "clone"]);
+            rig.ok(&["gc"]);
+            assert!(!rig.ok(&["commit", "old"]).contains("nothing"), "{point}: the head has gone");
+            assert!(rig.raw("old") == before, "{point}: the disk has changed with the commit");
         }
         ("publish", _) => {
             let published = &rig.json(&["info", "old"])["published"];
@@ -172,6 +198,11 @@ fn a_killed_commit_happened_or_did_not() {
 }
 
 #[test]
+fn a_killed_flatten_happened_or_did_not_and_the_image_reads_the_same() {
+    kill_at_all_points_of("flatten");
+}
+
+#[test]
 fn a_killed_rename_happened_or_did_not() {
     kill_at_all_points_of("rename");
 }
@@ -199,6 +230,9 @@ fn a_daemon_killed_in_a_verb_leaves_what_a_killed_command_does() {
         "clone.renamed",
         "commit.linked",
         "commit.recorded",
+        "flatten.object",
+        "flatten.recorded",
+        "flatten.relinked",
         "rename.renamed",
         "rm.renamed",
         "gc.delta",

@@ -1,6 +1,7 @@
 //! The local verbs as a user has them: the real programs, a real kernel, no library calls but to tidy up.
 #![cfg(feature = "root-tests")]
 
+mod flatten;
 mod full_disk;
 mod kill;
 mod promises;

@@ -13,6 +13,7 @@ fn what_is_attached_is_in_use() {
     let (tar, raw) = (rig.path("out.tar"), rig.path("out.raw"));
     let refused = [
         &["commit", "web"][..],
+        &["flatten", "web"],
         &["rm", "web"],
         &["rename", "web", "other"],
         &["mount", "web", text(&mnt)],
@@ -54,7 +55,7 @@ fn an_error_names_the_thing_and_has_its_code() {
     fs::write(&strange, "no disk").unwrap();
     let long = "n".repeat(300);
     for verb in [
-        "info", "mount", "umount", "attach", "detach", "commit", "diff", "check", "rm", "publish",
+        "info", "mount", "umount", "attach", "detach", "commit", "flatten", "diff", "check", "rm", "publish",
     ] {
         let why = rig.fails(&[verb, "absent"], 3);
         assert!(why.contains("\"absent\""), "{why}");

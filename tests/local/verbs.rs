@@ -286,6 +286,8 @@ fn a_daemon_changes_nothing_of_what_is_said() {
         &["detach", "web"],
         &["detach", "web"],
         &["commit", "web"],
+        &["flatten", "web"],
+        &["flatten", "absent"],
         &["mount", "web", "DIR/mnt"],
         &["umount", "web"],
         &["mount", "web"],

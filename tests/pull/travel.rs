@@ -187,3 +187,43 @@ fn an_object_that_is_seeded_is_never_written_to() {
         (after.mtime_nsec(), after.ctime_nsec(), 0o400)
     );
 }
+
+#[test]
+fn a_flattened_image_is_published_anew_and_travels_with_what_was_made_before_and_after() {
+    let mut a = Host::new(&Net::Link);
+    a.start();
+    a.import_noise("data", 4, 6);
+    for n in 0..3 {
+        change(&a, "data", 1 << 20 >> n, 7 + n);
+    }
+    let old_link = Host::with_peer(&a.publish("data"), a.port);
+    let b = Host::new(&Net::Link);
+    b.ok(&["pull", &old_link, "--name", "old"]);
+    let flat = a.ok(&["flatten", "data", "--keep", "1"]);
+    assert_eq!((number(&flat["deltas"]), flat["unpublished"].as_bool()), (2, Some(true)), "{flat}");
+    assert!(a.ok(&["info", "data"])["published"].is_null());
+    change(&a, "data", 5000, 20);
+    let link = a.publish("data");
+    assert!(!old_link.starts_with(&link), "another chain is another link");
+
+    // B has the delta that was kept from the old chain; it needs the new base and the new top.
+    let pulled = b.ok(&["pull", &Host::with_peer(&link, a.port)]);
+    assert_eq!((number(&pulled["deltas"]), number(&pulled["skipped_deltas"])), (3, 1), "{pulled}");
+    assert_eq!(b.chain("data"), a.chain("data"));
+    let raw = |host: &Host, image: &str| {
+        let target = host.dir().join("out.raw");
+        host.ok(&["export", image, text(&target)]);
+        fs::read(&target).unwrap()
+    };
+    assert!(raw(&b, "data") == raw(&a, "data"));
+    let again = b.ok(&["flatten", "old", "--keep", "1"]);
+    assert_eq!(
+        again["digest"], flat["digest"],
+        "the same chain is flattened to the same delta on every host"
+    );
+    a.ok(&["gc"]);
+    for host in [&a, &b] {
+        host.assert_sound();
+        host.assert_tidy();
+    }
+}

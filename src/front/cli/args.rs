@@ -203,6 +203,19 @@ pub enum Command {
         #[arg(long)]
         shrink: bool,
     },
+    /// Make all sealed deltas of an image into one
+    #[command(
+        after_help = "A long chain takes longer to attach: each delta costs a loop device. The image must not be attached; what it shows stays the same, and no other image is touched. The old deltas stay until gc, or for as long as another image has them.\n\n\
+                     Examples:\n  blockbt-ctl flatten web\n  blockbt-ctl flatten web --keep 2"
+    )]
+    Flatten {
+        /// The image
+        #[arg(value_name = "NAME")]
+        name: ImageName,
+        /// Leave the newest N deltas as they are
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        keep: usize,
+    },
     /// List the disk ranges that differ
     #[command(
         after_help = "With one image: what its head has changed since the last commit or, where it has none, what its newest delta changed.\n\n\
@@ -396,6 +409,7 @@ impl Command {
                 limit_bytes: limit,
                 shrink,
             }),
+            Command::Flatten { name, keep } => Request::Flatten(service::Flatten { name, keep }),
             Command::Diff { a, b } => Request::Diff(service::Diff { a, b }),
             Command::Export { name, target } => Request::Export(service::Export {
                 name,

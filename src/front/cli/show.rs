@@ -57,17 +57,9 @@ pub fn human(reply: &Reply) -> String {
             format!("{}{}", r.device.display(), if r.read_only { " (read-only)" } else { "" }),
         ),
         Reply::Detach(r) => line(&mut out, format!("{}: detached from {}", r.name, r.device.display())),
-        Reply::Commit(r) => match r.digest {
-            Some(digest) => {
-                line(
-                    &mut out,
-                    format!("{}: {} changed, sealed in {} ms", r.name, r.changed_bytes, r.took_ms),
-                );
-                line(&mut out, format!("delta {digest}, {}", r.delta_bytes));
-            }
-            None => line(&mut out, format!("{}: nothing to commit", r.name)),
-        },
+        Reply::Commit(r) => commit(&mut out, r),
         Reply::Resize(r) => resize(&mut out, r),
+        Reply::Flatten(r) => flatten(&mut out, r),
         Reply::Diff(r) => diff(&mut out, r),
         Reply::Export(r) => line(
             &mut out,
@@ -162,6 +154,42 @@ fn import(out: &mut String, r: &ImportReply) {
             parts.write_ms, parts.seal_ms, parts.hash_ms, parts.sync_ms
         ),
     );
+}
+
+fn commit(out: &mut String, r: &CommitReply) {
+    match r.digest {
+        Some(digest) => {
+            line(out, format!("{}: {} changed, sealed in {} ms", r.name, r.changed_bytes, r.took_ms));
+            line(out, format!("delta {digest}, {}", r.delta_bytes));
+        }
+        None => line(out, format!("{}: nothing to commit", r.name)),
+    }
+    if r.flatten_proposed {
+        let deltas = count(r.deltas, "delta");
+        line(
+            out,
+            format!("chain has {deltas}: blockbt-ctl flatten {} would make it attach faster", r.name),
+        );
+    }
+}
+
+fn flatten(out: &mut String, r: &FlattenReply) {
+    let deltas = count(r.deltas, "delta");
+    let Some(digest) = r.digest else {
+        return line(out, format!("{}: nothing to flatten, chain has {deltas}", r.name));
+    };
+    let old = count(r.replaced_deltas, "delta");
+    line(
+        out,
+        format!(
+            "{}: {old} of {} made into one in {} ms, chain has {deltas}",
+            r.name, r.replaced_bytes, r.took_ms
+        ),
+    );
+    line(out, format!("delta {digest}, {}", r.delta_bytes));
+    if r.unpublished {
+        line(out, "not published any more: its link was to the old chain".into());
+    }
 }
 
 fn diff(out: &mut String, r: &DiffReply) {
