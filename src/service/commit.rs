@@ -39,15 +39,15 @@ impl Engine {
         };
         let chain = self.disk_files(&record, true).chain()?;
         let head = self.open_head(&ask.name)?;
+        let suits = match record.chain.is_empty() {
+            true => ChunkSize::BASE,
+            false => ChunkSize::SEALED,
+        };
         let facts = Facts {
             parent: record.chain.last().copied().unwrap_or(Digest::NONE),
             stands_for: Digest::NONE,
             virtual_size: record.virtual_size,
-            chunk_size: if record.chain.is_empty() {
-                ChunkSize::BASE
-            } else {
-                ChunkSize::SEALED
-            },
+            chunk_size: ask.chunk_size_bytes.map_or(Ok(suits), ChunkSize::new)?,
             seal_rules: 1,
             file_system: known(&record.file_system),
         };

@@ -5,7 +5,7 @@
 use super::Mode;
 use super::reply::*;
 use crate::ids::ImageName;
-use crate::units::{Bytes, UnitError, parse_size};
+use crate::units::{Bytes, ChunkSize, UnitError, parse_size};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::path::PathBuf;
 
@@ -149,6 +149,9 @@ arguments! {
         name: ImageName,
         #[serde(default)]
         message: Option<String>,
+        /// Of the new delta; absent: what suits its place in the chain.
+        #[serde(default)]
+        chunk_size_bytes: Option<Bytes>,
     }
     /// Makes an image's disk larger or smaller, and the file system on it.
     Resize {
@@ -306,8 +309,11 @@ impl Request {
             }
             Request::Mount(mount) => mount.dir.as_ref().map_or(Ok(()), |dir| absolute("directory", dir))?,
             Request::Export(export) => absolute("target", &export.target)?,
-            Request::Commit(commit) if commit.message.as_ref().is_some_and(|text| text.len() > MAX_TEXT) => {
-                return Err(RequestError::Conflict("a message is at most 16 KiB"));
+            Request::Commit(commit) => {
+                if commit.message.as_ref().is_some_and(|text| text.len() > MAX_TEXT) {
+                    return Err(RequestError::Conflict("a message is at most 16 KiB"));
+                }
+                commit.chunk_size_bytes.map(ChunkSize::new).transpose()?;
             }
             Request::Pull(pull) if pull.link.len() > MAX_TEXT || pull.bootstrap.len() > 64 => {
                 return Err(RequestError::Conflict(

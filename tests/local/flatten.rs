@@ -158,3 +158,32 @@ fn who_looks_at_an_image_while_it_is_flattened_sees_one_chain_or_the_other() {
     }
     rig.assert_sound("looking on");
 }
+
+#[test]
+fn deltas_of_any_chunk_size_lie_on_each_other() {
+    let rig = Rig::new();
+    rig.ok(&["create", "web", "--size", "16M", "--fs", "none"]);
+    let mut want = vec![0; 16 << 20];
+    for (n, size) in ["4K", "1M", "64K", "8K", "512KiB", "4096"].iter().enumerate() {
+        let (at, bytes) = (n * 900_096, noise(n as u64 + 1, 1_000_448));
+        write(&rig, "web", at as u64, &bytes);
+        want[at..at + bytes.len()].copy_from_slice(&bytes);
+        rig.ok(&["commit", "web", "--chunk-size", size]);
+        assert!(rig.raw("web") == want, "{size}");
+    }
+    let info = rig.json(&["info", "web"]);
+    let sizes: Vec<u64> = info["chain"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|d| d["chunk_size_bytes"].as_u64().unwrap())
+        .collect();
+    assert_eq!(sizes, [4096, 1 << 20, 65536, 8192, 512 << 10, 4096]);
+    rig.ok(&["flatten", "web", "--keep", "2"]);
+    assert!(rig.raw("web") == want);
+    for size in ["2K", "12K", "2M", "0", "x"] {
+        let said = rig.ctl(&["commit", "web", "--chunk-size", size]);
+        assert!(said.code == Some(2) && said.err.contains("chunk"), "{size}: {said:?}");
+    }
+    rig.assert_sound("chunk sizes");
+}

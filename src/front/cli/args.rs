@@ -6,7 +6,7 @@
 use crate::front::config::{NO_NODES, host_port};
 use crate::ids::ImageName;
 use crate::service::{self, MakeFs, Mode, NewSize, Request};
-use crate::units::{Bytes, UnitError, parse_size};
+use crate::units::{Bytes, ChunkSize, UnitError, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::io;
 use std::path::PathBuf;
@@ -180,6 +180,9 @@ pub enum Command {
         /// Text for the image's history
         #[arg(short, long, value_name = "TEXT")]
         message: Option<String>,
+        /// Chunk size of the delta, 4K to 1M [default: 4K; of a first one, 64K]
+        #[arg(long, value_name = "SIZE", value_parser = chunk_size)]
+        chunk_size: Option<Bytes>,
     },
     /// Make an image's disk, and the file system on it, larger or smaller
     #[command(
@@ -402,7 +405,11 @@ impl Command {
                 mode: mode.map(Mode::from),
             }),
             Command::Detach { name } => Request::Detach(service::Detach { name }),
-            Command::Commit { name, message } => Request::Commit(service::Commit { name, message }),
+            Command::Commit { name, message, chunk_size } => Request::Commit(service::Commit {
+                name,
+                message,
+                chunk_size_bytes: chunk_size,
+            }),
             Command::Resize { name, size, limit, shrink } => Request::Resize(service::Resize {
                 name,
                 size,
@@ -469,4 +476,8 @@ impl From<Fs> for MakeFs {
 
 fn disk_size(text: &str) -> Result<Bytes, UnitError> {
     parse_size(text)?.as_disk_size()
+}
+
+fn chunk_size(text: &str) -> Result<Bytes, UnitError> {
+    ChunkSize::new(parse_size(text)?).map(ChunkSize::bytes)
 }
