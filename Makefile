@@ -6,8 +6,10 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO := cargo
 # Root for what needs it, with the caller's cargo.
 ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env "PATH=$(PATH)" "CARGO_HOME=$(or $(CARGO_HOME),$(HOME)/.cargo)" "RUSTUP_HOME=$(or $(RUSTUP_HOME),$(HOME)/.rustup)",)
+# What the random tests of vm-tests/ take from the environment: their seed, and how much of them.
+VM_SIZES = PYTHONDONTWRITEBYTECODE=1 $(foreach name,SEED CUTS KILLS MINUTES,$(if $($(name)),$(name)=$($(name))))
 
-.PHONY: help demo build test vm-test vm-test-qemu bench lint fmt install clean
+.PHONY: help demo build test vm-test vm-test-long vm-test-qemu bench lint fmt install clean
 
 help: ## Show this list
 	@printf 'make TARGET, as root or with sudo at hand:\n\n'
@@ -29,11 +31,15 @@ test: ## Run all tests but those that need a kernel of their own (root, FUSE and
 
 vm-test: build ## Boot user-mode Linux and compare its kernel's view of our deltas with ours
 	@packaging/setup-debian.sh build test
-	@PYTHONDONTWRITEBYTECODE=1 $(ROOT) vm-tests/run $(TESTS)
+	@$(ROOT) env $(VM_SIZES) vm-tests/run $(TESTS)
+
+vm-test-long: build ## A thousand power cuts, a hundred kills of the machine, and as much of the other random tests (hours)
+	@packaging/setup-debian.sh build test
+	@$(ROOT) env $(VM_SIZES) CUTS=$(or $(CUTS),1000) KILLS=$(or $(KILLS),100) MINUTES=$(or $(MINUTES),20) vm-tests/run power-cut power-kill verify
 
 vm-test-qemu: build ## The same on Debian's own kernel under emulation, for a short list, with fs-verity enforced
 	@packaging/setup-debian.sh build test qemu
-	@PYTHONDONTWRITEBYTECODE=1 $(ROOT) vm-tests/run --stock $(TESTS)
+	@$(ROOT) env $(VM_SIZES) vm-tests/run --stock $(TESTS)
 
 bench: build ## Measure the figures of target/bench.md (a few minutes; better on a quiet machine)
 	@packaging/setup-debian.sh build test

@@ -1,8 +1,11 @@
 """Loops and device-mapper from text tables, by losetup and dmsetup. Knows the delta's header and nothing else of blockbt."""
 
+import fcntl
 import os
 import struct
 import subprocess
+
+DM_TARGET_MSG = 0xC138FD0E
 
 
 def run(*words, stdin=None):
@@ -51,3 +54,11 @@ def stack(deltas, prefix="blockbt-test"):
             raise SystemExit(f"{path}: the loop shows {sectors(device)} sectors")
         below = create(f"{prefix}-{number}", f"0 {wanted} snapshot {below} {device} P {chunk_sectors(path)}\n", True)
     return below
+
+
+def message(name, text):
+    """A message to sector 0 of a device, by ioctl: a program for each would be most of a workload's time."""
+    data = struct.pack("<Q", 0) + text.encode() + b"\0"
+    head = struct.pack("<3I2I5IQ128s129s7x", 4, 0, 0, 312 + len(data), 312, 0, 0, 0, 0, 0, 0, name.encode(), b"")
+    with open("/dev/mapper/control", "rb") as control:
+        fcntl.ioctl(control, DM_TARGET_MSG, bytearray(head + data))

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 
 with open("/run/window/parameters.json") as file:
     PARAMETERS = json.load(file)
@@ -16,9 +17,13 @@ def command(store, *words):
     return [PARAMETERS["ctl"], "--root", store, "--no-daemon", "--json", *words]
 
 
+class Refused(Exception):
+    """blockbt-ctl did not end with 0."""
+
+
 def ctl(store, *words):
-    done = subprocess.run(command(store, *words), text=True, capture_output=True)
-    print(f"{store}: {' '.join(words)}: {done.returncode} {done.stdout}{done.stderr}", flush=True)
+    done = subprocess.run(command(store, *words), text=True, capture_output=True, timeout=120)
+    print(f"{time.monotonic():.2f} {store}: {' '.join(words)}: {done.returncode} {done.stdout}{done.stderr}", end="\n" * (not done.stdout), flush=True)
     if done.returncode:
-        raise SystemExit(f"blockbt-ctl {words[0]} ended with {done.returncode}")
+        raise Refused(f"blockbt-ctl {' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}")
     return [json.loads(line) for line in done.stdout.splitlines()]

@@ -1,12 +1,13 @@
 """What is left when the power goes, and what the next boot makes of it."""
 
+import json
 import os
 import random
 import subprocess
 import time
 
-from harness import test
-from vm import boot
+from harness import number, seed, test
+from vm import Failure, boot
 
 
 @test("reboot", seconds=15)
@@ -28,3 +29,83 @@ def reboot(window):
                 os.unlink(os.path.join(window, "ready"))
     with open(acknowledged) as file:
         return f"2 power cuts, {len(file.readlines())} synced files"
+
+
+def replay(window, mode, seed, cuts, seconds, broken=None):
+    """One boot of the guest's `power_replay.py`; returns what it tells."""
+    with boot(window, "power_replay.py", memory="2G", mode=mode, seed=seed, cuts=cuts, seconds=seconds, broken=broken) as vm:
+        vm.finish(300 + 30 * cuts)
+    with open(os.path.join(window, "told.json")) as file:
+        return json.load(file)
+
+
+def power_cut(window, mode):
+    first, cuts, told = seed(), number("CUTS", 100) // 2, []
+    # A log of one boot serves some cuts well; more of them come from other work.
+    boots = -(-cuts // 60)
+    for nth in range(boots):
+        told.append(replay(window, mode, first + nth, -(-cuts // boots), 20))
+        if told[-1]["wrong"]:
+            raise Failure(f"seed {first + nth}: {len(told[-1]['wrong'])} of {told[-1]['cuts']} cuts: {told[-1]['wrong'][0]}", window)
+    total = {what: sum(one[what] for one in told) for what in ("cuts", "repaired", "entries")}
+    return f"seed {first}, {total['cuts']} cuts, {total['entries']} writes recorded, {total['repaired']} repaired"
+
+
+@test("power-cut-user", seconds=120)
+def power_cut_user(window):
+    """what was synced through FUSE is there after any power cut, every delta verifies, and verbs have happened or have not"""
+    return power_cut(window, "user")
+
+
+@test("power-cut-broken", seconds=60)
+def power_cut_broken(window):
+    """the power cuts notice loops and a disk that drop flushes"""
+    first, said = seed(), []
+    for nth, broken in enumerate(("loops", "disk")):
+        told = replay(window, "user", first + nth, 12, 6, broken)
+        if not told["wrong"]:
+            raise Failure(f"seed {first + nth}: none of {told['cuts']} cuts noticed that {broken} drop flushes", window)
+        said.append(f"{broken}: {len(told['wrong'])} of {told['cuts']} cuts")
+    return f"seed {first}, {', '.join(said)}"
+
+
+def wait_for_marks(path, count):
+    """Until so much was done, or for as long as a slow machine may take."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        with open(path, "rb") as file:
+            if len(file.readlines()) >= count:
+                return
+        time.sleep(0.02)
+
+
+def power_kill(window, mode):
+    first, boots = seed(), number("KILLS", 6)
+    rng = random.Random(first)
+    disk = os.path.join(window, "disk.img")
+    with open(disk, "w") as file:
+        file.truncate(512 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-b", "4096", disk], check=True)
+    marks = 0
+    for nth in range(boots + 1):
+        with boot(window, "power_kill.py", mode=mode, seed=first + nth, last=nth == boots) as vm:
+            if nth == boots:
+                vm.finish(150)
+            else:
+                try:
+                    vm.wait_for("ready", 150)
+                except Failure as failure:
+                    raise Failure(f"seed {first}, boot {nth}: {failure}", window) from None
+                wait_for_marks(os.path.join(window, "marks"), rng.randint(4, 150))
+                time.sleep(rng.uniform(0, 0.2))
+                vm.kill()
+                os.unlink(os.path.join(window, "ready"))
+        with open(os.path.join(window, "marks"), "rb") as file:
+            marks += len(file.readlines())
+    return f"seed {first}, {boots} power cuts, {marks} synced steps"
+
+
+@test("power-kill", seconds=70)
+def power_kill_user(window):
+    """a machine whose power goes again and again keeps its store sound and all that was synced"""
+    return power_kill(window, "user")
