@@ -31,6 +31,30 @@ pub trait WriteAt: ReadAt {
     fn set_len(&self, len: Bytes) -> io::Result<()>;
     /// Makes a range read as zeros, giving its space back where the file system can; never grows the file.
     fn punch(&self, at: Bytes, len: Bytes) -> io::Result<()>;
+    /// Makes a range read as zeros and keeps its space; never grows the file.
+    fn zero(&self, at: Bytes, len: Bytes) -> io::Result<()> {
+        write_zeros(self, at, len)
+    }
+    /// The file is at least `len` long, and has all of that space for certain.
+    fn reserve(&self, len: Bytes) -> io::Result<()> {
+        match self.size()? < len {
+            true => self.set_len(len),
+            false => Ok(()),
+        }
+    }
+}
+
+/// For files, and file systems, that know no shorter way.
+fn write_zeros<F: WriteAt + ?Sized>(io: &F, at: Bytes, len: Bytes) -> io::Result<()> {
+    let end = at.0.saturating_add(len.0).min(io.size()?.0);
+    let zeros = vec![0; end.saturating_sub(at.0).min(1 << 20) as usize];
+    let mut next = at.0;
+    while next < end {
+        let part = (end - next).min(zeros.len() as u64);
+        io.write_at(&zeros[..part as usize], Bytes(next))?;
+        next += part;
+    }
+    Ok(())
 }
 
 /// A disk: what a FUSE server, or a test, shows to a kernel.
@@ -74,6 +98,12 @@ macro_rules! forward {
             }
             fn punch(&self, at: Bytes, len: Bytes) -> io::Result<()> {
                 (**self).punch(at, len)
+            }
+            fn zero(&self, at: Bytes, len: Bytes) -> io::Result<()> {
+                (**self).zero(at, len)
+            }
+            fn reserve(&self, len: Bytes) -> io::Result<()> {
+                (**self).reserve(len)
             }
         }
     )*};

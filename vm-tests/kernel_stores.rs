@@ -82,7 +82,7 @@ fn our_head_goes_on_where_the_kernel_stopped() {
             .take(chunk.exceptions_per_area().min(1024) as usize)
             .collect();
         for (index, disk) in fresh.into_iter().enumerate() {
-            let slot = head.allocate();
+            let slot = head.allocate().expect("the head has no limit");
             let data = (disk + 1).to_le_bytes().repeat(chunk.as_usize() / 8);
             head.io().write_at(&data, chunk.offset(slot).unwrap()).unwrap();
             head.record(DiskChunk(disk), slot);

@@ -1,4 +1,4 @@
-use super::{ReadAt, WriteAt};
+use super::{ReadAt, WriteAt, write_zeros};
 use crate::units::Bytes;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use std::fs::File;
@@ -41,17 +41,16 @@ impl WriteAt for FileIo {
     }
 
     fn punch(&self, at: Bytes, len: Bytes) -> io::Result<()> {
-        let out_of_range = |_| io::Error::from(io::ErrorKind::InvalidInput);
-        let start = i64::try_from(at.0).map_err(out_of_range)?;
-        let count = i64::try_from(len.0).map_err(out_of_range)?;
-        if count == 0 {
-            return Ok(());
-        }
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        match fallocate(&self.0, flags, start, count) {
-            Err(nix::errno::Errno::EOPNOTSUPP) => self.write_zeros(at, len),
-            other => other.map_err(io::Error::from),
-        }
+        self.zero_by(FallocateFlags::FALLOC_FL_PUNCH_HOLE, at, len)
+    }
+
+    fn zero(&self, at: Bytes, len: Bytes) -> io::Result<()> {
+        self.zero_by(FallocateFlags::FALLOC_FL_ZERO_RANGE, at, len)
+    }
+
+    fn reserve(&self, len: Bytes) -> io::Result<()> {
+        let len = i64::try_from(len.0).map_err(|_| io::ErrorKind::InvalidInput)?;
+        Ok(fallocate(&self.0, FallocateFlags::empty(), 0, len)?)
     }
 }
 
@@ -79,16 +78,17 @@ impl FileIo {
         Ok(ranges)
     }
 
-    /// For file systems without holes.
-    fn write_zeros(&self, at: Bytes, len: Bytes) -> io::Result<()> {
-        let end = at.0.saturating_add(len.0).min(self.size()?.0);
-        let zeros = vec![0; 1 << 16];
-        let mut next = at.0;
-        while next < end {
-            let part = (end - next).min(zeros.len() as u64);
-            self.0.write_all_at(&zeros[..part as usize], next)?;
-            next += part;
+    fn zero_by(&self, how: FallocateFlags, at: Bytes, len: Bytes) -> io::Result<()> {
+        let out_of_range = |_| io::Error::from(io::ErrorKind::InvalidInput);
+        let start = i64::try_from(at.0).map_err(out_of_range)?;
+        let count = i64::try_from(len.0).map_err(out_of_range)?;
+        if count == 0 {
+            return Ok(());
         }
-        Ok(())
+        match fallocate(&self.0, how | FallocateFlags::FALLOC_FL_KEEP_SIZE, start, count) {
+            // A file system without holes, or without this way to zero.
+            Err(nix::errno::Errno::EOPNOTSUPP) => write_zeros(self, at, len),
+            other => other.map_err(io::Error::from),
+        }
     }
 }

@@ -198,11 +198,11 @@ fn offset<F: WriteAt>(head: &Head<F>, slot: FileChunk) -> io::Result<u64> {
     }
 }
 
-/// New file chunks, in runs.
+/// New file chunks, in runs; fewer when the head is full.
 fn allocate<F: WriteAt>(head: &Head<F>, count: u64) -> Vec<(FileChunk, u64)> {
     let mut runs: Vec<(FileChunk, u64)> = Vec::new();
     for _ in 0..count {
-        let slot = head.allocate();
+        let Some(slot) = head.allocate() else { break };
         match runs.last_mut() {
             Some((first, len)) if first.0 + *len == slot.0 => *len += 1,
             _ => runs.push((slot, 1)),
@@ -230,19 +230,28 @@ fn write_new<F: WriteAt>(head: &Head<F>, first: DiskChunk, data: &[u8]) -> io::R
         disk.0 += count;
         rest = after;
     }
-    Ok(())
+    all_or_full(rest.is_empty())
+}
+
+/// What a head at its limit says; all that it has stays readable, and writable in place.
+fn all_or_full(all: bool) -> io::Result<()> {
+    match all {
+        true => Ok(()),
+        false => Err(io::ErrorKind::StorageFull.into()),
+    }
 }
 
 /// Gives chunks that hide something a place that reads as zeros.
 fn flush_zeros<F: WriteAt>(head: &Head<F>, hiding: &mut Option<(DiskChunk, u64)>) -> io::Result<()> {
     const SECTOR: [u8; 512] = [0; 512];
-    let Some((mut disk, count)) = hiding.take() else {
+    let Some((mut disk, wanted)) = hiding.take() else {
         return Ok(());
     };
-    for (file, count) in allocate(head, count) {
+    let end_of_all = disk.0 + wanted;
+    for (file, count) in allocate(head, wanted) {
         let start = offset(head, file)?;
         let end = offset(head, FileChunk(file.0 + count))?;
-        head.io().punch(Bytes(start), Bytes(end - start))?;
+        head.erase(Bytes(start), Bytes(end - start))?;
         // An exception past the end of the file is damage. A write grows the file without cutting off what another thread wrote.
         if head.io().size()?.0 < end {
             head.io().write_at(&SECTOR, Bytes(end - SECTOR.len() as u64))?;
@@ -250,7 +259,7 @@ fn flush_zeros<F: WriteAt>(head: &Head<F>, hiding: &mut Option<(DiskChunk, u64)>
         record(head, disk, file, count);
         disk.0 += count;
     }
-    Ok(())
+    all_or_full(disk.0 == end_of_all)
 }
 
 impl<F: WriteAt> BlockDevice for Disk<F> {
@@ -304,7 +313,7 @@ impl<F: WriteAt> BlockDevice for Disk<F> {
             let _mine = self.lock_chunks(head, at, step);
             for piece in Self::pieces(head, at, step)? {
                 match piece.file {
-                    Some(file) => head.io().punch(Bytes(file), Bytes(piece.len))?,
+                    Some(file) => head.erase(Bytes(file), Bytes(piece.len))?,
                     None => self.first_zero(head, piece.at, piece.end())?,
                 }
             }

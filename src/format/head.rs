@@ -20,7 +20,8 @@ mod runs;
 #[cfg(test)]
 mod tests;
 
-pub use room::{LimitError, check_limit, full_len, usable_len};
+use room::len_for;
+pub use room::{HeadBounds, LimitError, check_limit, full_len, usable_len};
 use runs::Runs;
 
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,8 @@ pub enum HeadError {
     PastEnd { index: u64, exception: Exception, file_len: Bytes },
 }
 
+const RESERVING: &str = "reserving the space of";
+
 /// Locks: `commit` before `state`; never the other way.
 #[derive(Debug)]
 pub struct Head<F> {
@@ -50,6 +53,9 @@ pub struct Head<F> {
     chunk: ChunkSize,
     /// The next chunk to try as a data slot.
     next: AtomicU64,
+    /// The first chunk that is past the head's limit.
+    end: u64,
+    reserve: bool,
     commit: Mutex<Committed>,
     state: RwLock<State>,
 }
@@ -74,13 +80,14 @@ struct Committed {
 impl<F: WriteAt> Head<F> {
     /// Makes an empty head: durable when it returns.
     pub fn create(io: F, chunk: ChunkSize) -> Result<Head<F>, HeadError> {
-        let head = Head::create_unsynced(io, chunk)?;
+        let head = Head::create_within(io, chunk, Bytes::ZERO, HeadBounds::default())?;
         head.io.sync().map_err(|source| HeadError::Io { work: "making", source })?;
         Ok(head)
     }
 
-    /// The same for a file that the caller syncs, before anybody writes to the head.
-    pub fn create_unsynced(io: F, chunk: ChunkSize) -> Result<Head<F>, HeadError> {
+    /// Makes the empty head of a disk of `disk` bytes, with all its space if it is to be reserved. The caller syncs the file before anybody
+    /// writes to the head.
+    pub fn create_within(io: F, chunk: ChunkSize, disk: Bytes, bounds: HeadBounds) -> Result<Head<F>, HeadError> {
         let make = || -> io::Result<()> {
             io.set_len(Bytes::ZERO)?;
             let mut first = vec![0; 2 * chunk.as_usize()];
@@ -93,13 +100,18 @@ impl<F: WriteAt> Head<F> {
             slots: Vec::new(),
             broken: false,
         };
-        Ok(Head {
+        let mut head = Head {
             io,
             chunk,
             next: AtomicU64::new(2),
+            end: u64::MAX,
+            reserve: false,
             commit: Mutex::new(committed),
             state: RwLock::default(),
-        })
+        };
+        head.bind(bounds);
+        head.take_space(disk, bounds)?;
+        Ok(head)
     }
 
     /// Opens a head to write: reads it, and makes all that no exception names read as zeros, so that neither a chunk handed out
@@ -107,9 +119,67 @@ impl<F: WriteAt> Head<F> {
     ///
     /// Errors: a head that the kernel invalidated, and one whose exceptions contradict each other or the file.
     pub fn open(io: F) -> Result<Head<F>, HeadError> {
-        let head = Head::open_read_only(io)?;
+        Head::open_within(io, Bytes::ZERO, HeadBounds::default())
+    }
+
+    /// The same for a head of a disk of `disk` bytes that may take only so much space, or has to have it.
+    ///
+    /// The file is cut behind the last chunk that is used; one that is reserved gets all of its length instead.
+    pub fn open_within(io: F, disk: Bytes, bounds: HeadBounds) -> Result<Head<F>, HeadError> {
+        let mut head = Head::open_read_only(io)?;
+        head.bind(bounds);
         head.tidy()?;
+        if head.take_space(disk, bounds)? {
+            head.io.sync().map_err(|source| HeadError::Io { work: RESERVING, source })?;
+        }
         Ok(head)
+    }
+
+    fn bind(&mut self, bounds: HeadBounds) {
+        self.reserve = bounds.reserve;
+        self.end = match bounds.limit_bytes {
+            Some(limit) => self.chunk.count(usable_len(limit, self.chunk)),
+            None => u64::MAX,
+        };
+    }
+
+    /// Takes the space of a reserved head; says whether it is one.
+    fn take_space(&self, disk: Bytes, bounds: HeadBounds) -> Result<bool, HeadError> {
+        if bounds.reserve {
+            let len = self.full_len(disk, bounds.limit_bytes)?;
+            self.io.reserve(len).map_err(|source| HeadError::Io { work: RESERVING, source })?;
+        }
+        Ok(bounds.reserve)
+    }
+
+    /// The length that the file of this head has when it is given to the kernel: it is full at its limit, or never.
+    ///
+    /// File chunks that nobody names, which an unclean stop leaves, and exceptions behind the end of the disk are room that the disk cannot have.
+    pub fn full_len(&self, disk: Bytes, limit: Option<Bytes>) -> Result<Bytes, HeadError> {
+        let next = self.next.load(Ordering::SeqCst);
+        let areas = (next - 1).div_ceil(self.chunk.exceptions_per_area() + 1);
+        let disk_chunks = self.chunk.count(disk);
+        let dead = (next - 1 - areas).saturating_sub(self.state().runs.count_before(DiskChunk(disk_chunks)));
+        let full = disk_chunks.checked_add(dead).and_then(|data| len_for(data, self.chunk));
+        let full = full.ok_or_else(|| HeadError::Io {
+            work: "giving its full length to",
+            source: io::ErrorKind::FileTooLarge.into(),
+        })?;
+        let len = limit.map_or(full, |limit| full.min(usable_len(limit, self.chunk)));
+        Ok(len.max(self.used_len()))
+    }
+
+    /// Up to here the file is in use.
+    fn used_len(&self) -> Bytes {
+        let past_last_area = self
+            .chunk
+            .area_chunk(self.committed().area)
+            .expect("the area was read, or follows one that was")
+            .0
+            + 1;
+        self.chunk
+            .offset(FileChunk(self.next.load(Ordering::SeqCst).max(past_last_area)))
+            .expect("both were found within the file, or one chunk behind it")
     }
 
     /// Opens a head to read: the file is not changed.
@@ -151,6 +221,8 @@ impl<F: WriteAt> Head<F> {
             io,
             chunk,
             next: AtomicU64::new(next),
+            end: u64::MAX,
+            reserve: false,
             commit,
             state,
         })
@@ -161,21 +233,16 @@ impl<F: WriteAt> Head<F> {
     /// join old exceptions to new ones.
     fn tidy(&self) -> Result<(), HeadError> {
         let failed = |source| HeadError::Io { work: "tidying", source };
+        let end = self.used_len();
         let committed = self.committed();
-        let past_last_area = self
-            .chunk
-            .area_chunk(committed.area)
-            .expect("the area was read, or follows one that was")
-            .0
-            + 1;
-        let end_chunk = FileChunk(self.next.load(Ordering::SeqCst).max(past_last_area));
-        let end = self
-            .chunk
-            .offset(end_chunk)
-            .expect("both were found within the file, or one chunk behind it");
         let file_len = self.io.size().map_err(failed)?;
         let mut changed = false;
-        if file_len != end {
+        if self.reserve {
+            // Whatever it says it is used for, its space stays its own.
+            self.io.zero(end, Bytes(file_len.0.saturating_sub(end.0))).map_err(failed)?;
+            self.io.reserve(end).map_err(failed)?;
+            changed = true;
+        } else if file_len != end {
             // Punched before it is cut: a file on a device of fixed size would keep its length and its bytes.
             if file_len > end {
                 self.io.punch(end, Bytes(file_len.0 - end.0)).map_err(failed)?;
@@ -214,13 +281,23 @@ impl<F: WriteAt> Head<F> {
         self.state().runs.get(disk)
     }
 
-    /// A data chunk that nobody else gets. It reads as zeros, if the file is long enough to be read there.
-    pub fn allocate(&self) -> FileChunk {
+    /// A data chunk that nobody else gets; `None` when the head is full. It reads as zeros, if the file is long enough to be read there.
+    pub fn allocate(&self) -> Option<FileChunk> {
         loop {
-            let slot = FileChunk(self.next.fetch_add(1, Ordering::SeqCst));
+            let within = |next| (next < self.end).then_some(next + 1);
+            let slot = FileChunk(self.next.fetch_update(Ordering::SeqCst, Ordering::SeqCst, within).ok()?);
             if !self.chunk.is_metadata(slot) {
-                return slot;
+                return Some(slot);
             }
+        }
+    }
+
+    /// Makes a range of the file's data read as zeros; gives its space back unless it is reserved.
+    pub fn erase(&self, at: Bytes, len: Bytes) -> io::Result<()> {
+        if self.reserve {
+            self.io.zero(at, len)
+        } else {
+            self.io.punch(at, len)
         }
     }
 

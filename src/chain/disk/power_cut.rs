@@ -10,7 +10,7 @@ use crate::blockio::record::Op;
 use crate::blockio::{BlockDevice, MemoryIo, WriteAt};
 use crate::chain::Chain;
 use crate::chain::tests::{Dice, chain_of};
-use crate::format::head::Head;
+use crate::format::head::{Head, HeadBounds, HeadError};
 use crate::units::{Bytes, ChunkSize, SECTOR};
 use recorder::Recorder;
 use std::io;
@@ -25,9 +25,14 @@ struct Shape {
     sectors: u64,
     /// Chunks that are in the head, committed, before the test begins.
     filled: u64,
+    bounds: HeadBounds,
 }
 
 impl Shape {
+    fn open(&self, file: &Arc<Recorder>) -> Result<Head<Arc<Recorder>>, HeadError> {
+        Head::open_within(file.clone(), Bytes(self.sectors * SECTOR), self.bounds)
+    }
+
     fn chain(&self) -> Chain {
         let size = Bytes(self.sectors * SECTOR);
         let data: Vec<u8> = (0..self.sectors).flat_map(|sector| content(sector, 1)).collect();
@@ -77,6 +82,8 @@ struct Event {
     /// Changes in the file's log when it began.
     begun: usize,
     version: u32,
+    /// The head was full: it may have been done in part.
+    refused: bool,
 }
 
 #[derive(Default)]
@@ -84,6 +91,7 @@ struct History {
     first: Vec<u32>,
     events: Vec<Vec<Event>>,
     number: usize,
+    refused: usize,
     /// Of each flush that returned: the last write before it, and the log's length behind it.
     flushes: Vec<(usize, usize)>,
 }
@@ -100,14 +108,15 @@ impl History {
             .unwrap_or(0);
         for (sector, version) in found.iter().enumerate() {
             let events = &self.events[sector];
-            let synced = events
-                .iter()
-                .rfind(|event| event.number <= durable)
+            let before = || events.iter().rev().filter(|event| event.number <= durable);
+            let synced = before()
+                .find(|event| !event.refused)
                 .map_or(self.first[sector], |event| event.version);
+            let in_part = before().take_while(|event| event.refused).any(|event| event.version == *version);
             let later = events
                 .iter()
                 .any(|event| event.number > durable && event.begun < cut && event.version == *version);
-            if *version != synced && !later {
+            if *version != synced && !later && !in_part {
                 return Err(format!(
                     "sector {sector} has write {version}, not {synced} or a later one (cut at {cut})"
                 ));
@@ -157,7 +166,7 @@ impl Rig {
         filled.write(Bytes::ZERO, &data).unwrap();
         filled.flush().unwrap();
         file.pay().unwrap();
-        let head = Head::open(file.clone()).unwrap();
+        let head = shape.open(&file).unwrap();
         Rig::new(shape, file, head).unwrap()
     }
 
@@ -166,7 +175,9 @@ impl Rig {
         let file = Arc::new(Recorder::new(hasty.then_some(shape.chunk)));
         file.write_at(bytes, Bytes::ZERO).unwrap();
         file.count(file.io.sync()).unwrap();
-        let head = Head::open(file.clone()).map_err(|error| format!("{error}: {:?}", std::error::Error::source(&error)))?;
+        let head = shape
+            .open(&file)
+            .map_err(|error| format!("{error}: {:?}", std::error::Error::source(&error)))?;
         Rig::new(shape, file, head)
     }
 
@@ -187,13 +198,28 @@ impl Rig {
         {
             // Known before it is done: a cut in its middle may show it.
             let mut history = self.history.lock().unwrap();
-            (at..at + count).for_each(|sector| history.events[sector as usize].push(Event { number, begun, version }));
+            (at..at + count).for_each(|sector| {
+                history.events[sector as usize].push(Event {
+                    number,
+                    begun,
+                    version,
+                    refused: false,
+                })
+            });
         }
         let data: Vec<u8> = (at..at + count).flat_map(|sector| content(sector, version)).collect();
-        if zero {
-            self.disk.zero(Bytes(at * SECTOR), Bytes(count * SECTOR)).unwrap();
-        } else {
-            self.disk.write(Bytes(at * SECTOR), &data).unwrap();
+        let done = match zero {
+            true => self.disk.zero(Bytes(at * SECTOR), Bytes(count * SECTOR)),
+            false => self.disk.write(Bytes(at * SECTOR), &data),
+        };
+        let Err(error) = done else { return };
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert!(self.shape.bounds.limit_bytes.is_some());
+        let mut history = self.history.lock().unwrap();
+        history.refused += 1;
+        for events in &mut history.events[at as usize..(at + count) as usize] {
+            let mine = events.iter_mut().rfind(|event| event.number == number);
+            mine.expect("it was noted above").refused = true;
         }
     }
 
@@ -294,14 +320,15 @@ fn some_of(ops: &[Op], dice: &mut Dice) -> Vec<Op> {
     parts
 }
 
-/// Works on a disk and cuts its power in many ways. Gives the number of states tried.
-fn cut_everywhere(hasty: bool, seed: u64) -> Result<usize, String> {
+/// Works on a disk and cuts its power in many ways. Gives the number of states tried, and of writes that the first life's head refused.
+fn cut_everywhere(hasty: bool, seed: u64, bounds: impl Fn(&Shape) -> HeadBounds) -> Result<(usize, usize), String> {
     let large = ChunkSize::new(Bytes(16 << 10)).unwrap();
     let mut dice = Dice(seed);
     let small = Shape {
         chunk: ChunkSize::MIN,
         sectors: 8 * 80 + 1,
         filled: 0,
+        bounds: HeadBounds::default(),
     };
     let (shape, steps) = match seed % 8 {
         // An area fills up and the next one opens.
@@ -318,6 +345,7 @@ fn cut_everywhere(hasty: bool, seed: u64) -> Result<usize, String> {
                 chunk: large,
                 sectors: 32 * 9 + 7,
                 filled: 1,
+                ..small
             },
             40,
         ),
@@ -325,23 +353,47 @@ fn cut_everywhere(hasty: bool, seed: u64) -> Result<usize, String> {
         // The next commit crosses from an area's first sector, of 32 exceptions, to its second: torn there, twice.
         _ => (Shape { filled: 28, ..small }, 6),
     };
+    let shape = Shape {
+        bounds: bounds(&shape),
+        ..shape
+    };
     let mut states = 0;
     let rig = Rig::made(shape, hasty);
     rig.work(&mut dice, steps);
     rig.cut(&mut dice, 60, 1, &mut states)
         .map_err(|error| format!("seed {seed}: {error}"))?;
-    Ok(states)
+    let refused = rig.history.lock().unwrap().refused;
+    Ok((states, refused))
+}
+
+fn unbounded(_: &Shape) -> HeadBounds {
+    HeadBounds::default()
 }
 
 #[test]
 fn no_power_cut_loses_what_was_flushed_or_mixes_what_was_not() {
-    let states: usize = (0..48).map(|seed| cut_everywhere(false, seed).unwrap()).sum();
+    let states: usize = (0..48).map(|seed| cut_everywhere(false, seed, unbounded).unwrap().0).sum();
     assert!(states >= 10_000, "only {states} states");
 }
 
 #[test]
+fn no_power_cut_takes_anything_from_a_head_that_is_full_or_reserved() {
+    let (mut states, mut refused) = (0, 0);
+    for seed in 0..32 {
+        let bounds = |shape: &Shape| HeadBounds {
+            // Room for a few chunks more than there are: also where the limit ends just before an area.
+            limit_bytes: (seed % 3 > 0).then(|| Bytes((shape.filled + 4 + seed % 9) * shape.chunk.bytes().0)),
+            reserve: seed % 3 < 2,
+        };
+        let (tried, full) = cut_everywhere(false, seed, bounds).unwrap();
+        (states, refused) = (states + tried, refused + full);
+    }
+    assert!(states >= 7_000 && refused > 100, "{states} states, {refused} refused");
+}
+
+#[test]
 fn the_power_cut_test_catches_metadata_that_overtakes_its_data() {
-    let caught: Vec<String> = (0..40).filter_map(|seed| cut_everywhere(true, seed).err()).collect();
+    let caught: Vec<String> = (0..40).filter_map(|seed| cut_everywhere(true, seed, unbounded).err()).collect();
     // By the bytes that are read back, and not only by exceptions that point past the end.
     for want in ["or a later one", "past the end"] {
         assert!(caught.iter().any(|error| error.contains(want)), "{want}: {caught:#?}");

@@ -3,6 +3,7 @@ use crate::blockio::record::{Op, RecordIo};
 use crate::blockio::{MemoryIo, ReadAt};
 use crate::chain::ChainMap;
 use crate::chain::tests::{Dice, chain_of};
+use crate::format::head::HeadBounds;
 use crate::units::ChunkSize;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -227,4 +228,60 @@ fn a_full_host_fails_the_write_and_keeps_what_was_there() {
     disk.flush().unwrap();
     want[16384..16384 + 40_000].fill(3);
     assert_eq!(bytes(&disk), want);
+}
+
+#[test]
+fn a_head_at_its_limit_refuses_new_chunks_and_keeps_every_byte() {
+    let mut dice = Dice(5);
+    for (limit, reserve) in [(3, false), (10, true), (30, false), (64, true)] {
+        let bounds = |limit: u64| HeadBounds {
+            limit_bytes: Some(Bytes(limit * 16384)),
+            reserve,
+        };
+        let open = |bytes, limit| {
+            let head = Head::open_within(MemoryIo::new(bytes), Bytes(MIB as u64), bounds(limit)).unwrap();
+            let sealed = over_ones(MemoryIo::default(), MIB, usize::MAX);
+            Disk::with_head(sealed.chain, head, Bytes(u64::MAX))
+        };
+        let mut disk = open(Head::create(MemoryIo::default(), ChunkSize::HEAD).unwrap().io().bytes(), limit);
+        let mut want = vec![1; MIB];
+        let mut refused = 0;
+        for round in 0..600 {
+            let at = dice.below(MIB as u64 - 1);
+            let most = [600, 20_000, 300_000][dice.below(3) as usize];
+            let len = (1 + dice.below(most)).min(MIB as u64 - at);
+            let (range, byte) = (at as usize..(at + len) as usize, 2 + (round % 250) as u8);
+            let (done, byte) = match dice.below(4) {
+                0 => (disk.zero(Bytes(at), Bytes(len)), 0),
+                _ => (disk.write(Bytes(at), &vec![byte; len as usize]), byte),
+            };
+            match done {
+                Ok(()) => want[range].fill(byte),
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+                    refused += 1;
+                    // Done in part, and nowhere else.
+                    let found = bytes(&disk);
+                    let in_part = found[range.clone()]
+                        .iter()
+                        .zip(&want[range.clone()])
+                        .all(|(f, w)| f == w || *f == byte);
+                    assert!(in_part, "round {round}");
+                    want[range.clone()].copy_from_slice(&found[range]);
+                }
+            }
+            if round % 50 == 0 {
+                assert!(bytes(&disk) == want, "round {round}");
+                disk.flush().unwrap();
+                let file = disk.head().unwrap().io().bytes();
+                assert!(file.len() as u64 <= limit * 16384);
+                disk = open(file, limit);
+            }
+        }
+        assert!(bytes(&disk) == want && refused > 0, "{refused} refused");
+        disk.flush().unwrap();
+        let disk = open(disk.head().unwrap().io().bytes(), 80);
+        disk.write(Bytes::ZERO, &vec![7; MIB]).unwrap();
+        disk.flush().unwrap();
+    }
 }

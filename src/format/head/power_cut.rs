@@ -44,7 +44,7 @@ impl<F: WriteAt> Life<'_, F> {
             sector[8..16].copy_from_slice(&self.version.to_le_bytes());
         }
         let old = self.head.get(DiskChunk(disk));
-        let file = old.unwrap_or_else(|| self.head.allocate());
+        let file = old.unwrap_or_else(|| self.head.allocate().unwrap());
         self.head.io().write_at(&data, CHUNK.offset(file).unwrap()).unwrap();
         if old.is_none() {
             assert!(self.head.record(DiskChunk(disk), file));
@@ -142,7 +142,7 @@ fn broken(state: &MemoryIo, promises: &[Promise], at: usize) -> Option<String> {
             }
         }
     }
-    (0..4).map(|_| CHUNK.offset(head.allocate()).unwrap()).find_map(|fresh| {
+    (0..4).map(|_| CHUNK.offset(head.allocate().unwrap()).unwrap()).find_map(|fresh| {
         let mut data = [0; 4096];
         let dirty = state.read_at(&mut data, fresh).is_ok() && data != [0; 4096];
         dirty.then(|| format!("the fresh chunk at {} is not zero", fresh.0))

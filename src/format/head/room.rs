@@ -4,6 +4,28 @@
 //! one, and a store that has no room for that is invalidated, not merely full.
 
 use crate::units::{Bytes, ChunkSize};
+use serde::{Deserialize, Serialize};
+
+/// How much space a head may take, and whether it has it for certain.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeadBounds {
+    /// The longest that its file may become; absent: what the disk needs.
+    #[serde(default)]
+    pub limit_bytes: Option<Bytes>,
+    /// The file has all of that space, for good.
+    #[serde(default)]
+    pub reserve: bool,
+}
+
+impl HeadBounds {
+    /// These bounds where they say something, `under` elsewhere.
+    pub fn over(self, under: HeadBounds) -> HeadBounds {
+        HeadBounds {
+            limit_bytes: self.limit_bytes.or(under.limit_bytes),
+            reserve: self.reserve || under.reserve,
+        }
+    }
+}
 
 /// A limit that a head cannot have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

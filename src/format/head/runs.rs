@@ -50,6 +50,11 @@ impl Runs {
         (index < run.count).then(|| FileChunk(run.file + index))
     }
 
+    /// How many disk chunks before `end` are there.
+    pub fn count_before(&self, end: DiskChunk) -> u64 {
+        self.0.range(..end.0).map(|(disk, run)| run.count.min(end.0 - disk)).sum()
+    }
+
     /// By disk chunk.
     pub fn iter(&self) -> impl Iterator<Item = Exception> {
         self.0.iter().flat_map(|(disk, run)| {
@@ -81,6 +86,8 @@ mod tests {
             for disk in 0..41 {
                 prop_assert_eq!(runs.get(DiskChunk(disk)).map(|file| file.0), plain.get(&disk).copied());
             }
+            let some = plain.range(..20).count() as u64;
+            prop_assert_eq!(runs.count_before(DiskChunk(20)), some);
             let listed: Vec<(u64, u64)> = runs.iter().map(|e| (e.disk.0, e.file.0)).collect();
             prop_assert_eq!(listed, plain.into_iter().collect::<Vec<_>>());
         }
