@@ -30,7 +30,7 @@ pub use survey::{AttachState, Condition, states, sweep};
 
 use crate::ids::{ImageId, ImageName};
 use crate::kernel::{loops, mounts};
-use crate::store::{ImageLock, Store, StoreError};
+use crate::store::{HeadBounds, ImageLock, ImageRecord, Store, StoreError};
 use mode::Choice;
 use place::{Place, RootIdentity, RunLock};
 use run::Target;
@@ -48,6 +48,8 @@ pub struct AttachOptions {
     pub read_only: bool,
     /// [`Mode::Flat`] where the kernel can, else [`Mode::User`], unless said.
     pub mode: Option<Mode>,
+    /// Of a head that is made now: an error where there is one.
+    pub bounds: HeadBounds,
     /// For this process alone: when it dies, or drops the [`Attached`], the next sweep takes the device away. So it must be its own: what is
     /// attached already is in use.
     pub temporary: bool,
@@ -133,6 +135,7 @@ fn attach_in(
 ) -> Result<Attached, AttachError> {
     check_owner(store, place)?;
     let record = store.image(name)?;
+    refuse_bounds(&record, options)?;
     let file_system = record.file_system.clone();
     if mount.is_some() && !matches!(file_system.as_str(), "ext4" | "xfs") {
         return Err(AttachError::NoFileSystem {
@@ -185,7 +188,9 @@ fn attach_in(
     }
     let lock = lock_image(store, name)?;
     // Under the lock it cannot change any more.
-    let record = store.image(name)?;
+    let mut record = store.image(name)?;
+    refuse_bounds(&record, options)?;
+    record.next_head = options.bounds.over(record.next_head);
     if !record.frozen.is_empty() {
         return Err(AttachError::Frozen {
             name: name.clone(),
@@ -225,6 +230,13 @@ fn attach_in(
         mode,
         _owner: owner,
     })
+}
+
+fn refuse_bounds(record: &ImageRecord, options: &AttachOptions) -> Result<(), AttachError> {
+    match options.bounds != HeadBounds::default() && record.head.is_some() {
+        true => Err(AttachError::HasHead { name: record.name.clone() }),
+        false => Ok(()),
+    }
 }
 
 /// A child that another thread of ours, or of a daemon, is just starting has a copy of every descriptor until it becomes its program. So a lock

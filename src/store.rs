@@ -21,9 +21,10 @@ pub mod stop;
 mod txn;
 mod untold;
 
+pub use crate::format::head::HeadBounds;
 pub use error::StoreError;
 pub use gc::{GcReport, Removed};
-pub use image::{HeadBounds, HeadRecord, HistoryEntry, ImageListing, ImageRecord, Published};
+pub use image::{HeadRecord, HistoryEntry, ImageListing, ImageRecord, Published};
 pub use lock::ImageLock;
 pub use make::make_head;
 pub use objects::{Description, ObjectInfo, ObjectKind, ObjectPaths};

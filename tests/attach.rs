@@ -138,10 +138,9 @@ impl Drop for Rig {
 
 fn options() -> AttachOptions {
     AttachOptions {
-        read_only: false,
-        temporary: false,
         mode: Some(blockbt::attach::Mode::User),
         program: Some(Program::at(env!("CARGO_BIN_EXE_blockbtd"))),
+        ..AttachOptions::default()
     }
 }
 

@@ -39,7 +39,10 @@ fn info() -> InfoReply {
             stored_bytes: Bytes(5 << 20),
             chunk_size_bytes: Bytes(16384),
             smallest_size_bytes: Bytes(10 << 30),
+            limit_bytes: Some(Bytes(2 << 30)),
+            reserve: true,
         }),
+        next_head: None,
         attached: Some(Box::new(AttachInfo {
             device: "/dev/loop7".into(),
             dir: Some("/mnt".into()),

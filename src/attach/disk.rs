@@ -8,7 +8,7 @@ use crate::format::head::{Head, HeadError};
 use crate::format::sealed::Sealed;
 use crate::format::trailer::TrailerError;
 use crate::ids::{Digest, ImageName};
-use crate::store::{HeadRecord, ImageRecord, Store};
+use crate::store::{HeadBounds, ImageRecord, Store};
 use crate::units::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
@@ -39,6 +39,8 @@ pub struct HeadFile {
     pub path: PathBuf,
     #[serde(rename = "smallest_size_bytes")]
     pub smallest_size: Bytes,
+    #[serde(default)]
+    pub bounds: HeadBounds,
 }
 
 /// A disk cannot be made of its files.
@@ -67,9 +69,11 @@ impl DiskFiles {
         DiskFiles {
             name: record.name.clone(),
             deltas: record.chain.iter().map(delta_file).collect(),
-            head: record
-                .head
-                .map(|HeadRecord { smallest_size, .. }| HeadFile { path: head, smallest_size }),
+            head: record.head.map(|record| HeadFile {
+                path: head,
+                smallest_size: record.smallest_size,
+                bounds: record.bounds(),
+            }),
             virtual_size: record.virtual_size,
             read_only,
         }
@@ -78,7 +82,12 @@ impl DiskFiles {
     /// Opens all files. A head is brought into order on the way, unless the disk is read-only.
     pub fn open(&self) -> Result<Arc<dyn BlockDevice>, DiskError> {
         let chain = self.chain()?;
-        let Some(HeadFile { path, smallest_size }) = &self.head else {
+        let Some(HeadFile {
+            path,
+            smallest_size,
+            bounds,
+        }) = &self.head
+        else {
             return Ok(Arc::new(Disk::<FileIo>::sealed(chain)));
         };
         let file = FileIo(open(path, !self.read_only)?);
@@ -90,7 +99,8 @@ impl DiskFiles {
             let head = Head::open_read_only(file).map_err(failed)?;
             return Ok(Arc::new(Disk::with_head(chain, head, *smallest_size).into_read_only()));
         }
-        Ok(Arc::new(Disk::with_head(chain, Head::open(file).map_err(failed)?, *smallest_size)))
+        let head = Head::open_within(file, self.virtual_size, *bounds).map_err(failed)?;
+        Ok(Arc::new(Disk::with_head(chain, head, *smallest_size)))
     }
 
     /// The sealed part.

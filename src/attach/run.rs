@@ -10,7 +10,7 @@ use super::spawn::{self, Program};
 use crate::blockio::FileIo;
 use crate::format::head::{Head, HeadError};
 use crate::kernel::{KernelError, loops, mounts};
-use crate::store::{ImageLock, ImageRecord, Store, StoreError};
+use crate::store::{HeadRecord, ImageLock, ImageRecord, Store, StoreError};
 use crate::units::ChunkSize;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -194,13 +194,23 @@ fn make_head(target: &mut Target) -> Result<(), StepError> {
         .mode(0o600)
         .open(&path);
     let file = file.map_err(StepError::io("make", &path))?;
-    Head::create(FileIo(file), ChunkSize::HEAD).map_err(|source| StepError::Head { path, source })?;
+    let head = target.record.new_head(ChunkSize::HEAD);
+    if let Err(source) = new_head(file, &head) {
+        // It may have part of the space that it was to have.
+        std::fs::remove_file(&path).map_err(StepError::io("remove", &path))?;
+        return Err(StepError::Head { path, source });
+    }
     File::open(&target.dir)
         .and_then(|dir| dir.sync_all())
         .map_err(StepError::io("sync", &target.dir))?;
-    let head = target.record.new_head(ChunkSize::HEAD);
     target.record = target.store.update_image(&target.record.name, |record| record.head = Some(head))?;
     Ok(())
+}
+
+fn new_head(file: File, record: &HeadRecord) -> Result<(), HeadError> {
+    let head = Head::create_within(FileIo(file), ChunkSize::HEAD, record.smallest_size, record.bounds())?;
+    let synced = head.io().0.sync_all();
+    synced.map_err(|source| HeadError::Io { work: "making", source })
 }
 
 fn start_server(place: &Place, target: &Target, read_only: bool) -> Result<(), StepError> {

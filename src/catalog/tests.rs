@@ -131,13 +131,13 @@ fn what_nobody_told_is_learnt_by_the_next_opener() {
     let name = |name: &str| ImageName::new(name).unwrap();
     open.put_image(&make_image(&store, "a")).unwrap();
     store
-        .clone_image(&name("a"), &name("b"), crate::units::ChunkSize::HEAD)
+        .clone_image(&name("a"), &name("b"), crate::store::HeadBounds::default())
         .unwrap()
         .1
         .done_untold()
         .unwrap();
     store
-        .clone_image(&name("a"), &name("c"), crate::units::ChunkSize::HEAD)
+        .clone_image(&name("a"), &name("c"), crate::store::HeadBounds::default())
         .unwrap()
         .1
         .done_untold()
@@ -152,7 +152,7 @@ fn what_nobody_told_is_learnt_by_the_next_opener() {
     assert!(store.untold().unwrap().is_empty() && !store.index_marker().exists());
 
     store
-        .clone_image(&name("a"), &name("e"), crate::units::ChunkSize::HEAD)
+        .clone_image(&name("a"), &name("e"), crate::store::HeadBounds::default())
         .unwrap()
         .1
         .done_untold()

@@ -4,9 +4,10 @@
 
 use super::engine::Engine;
 use super::look::allocated;
+use super::make::bounds;
 use super::{Clone, CloneReply, Gc, GcObject, GcReply, Rename, RenameReply, Rm, RmReply, ServiceError};
 use crate::store::{ImageRecord, ObjectKind, Txn};
-use crate::units::{Bytes, ChunkSize};
+use crate::units::Bytes;
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
@@ -24,7 +25,9 @@ impl Engine {
             let stored = allocated(&self.store.head_path(&ask.source)).0;
             stored.saturating_sub(2 * head.chunk_size.0)
         });
-        let (record, txn) = self.store.clone_image(&ask.source, &ask.target, ChunkSize::HEAD)?;
+        let (record, txn) = self
+            .store
+            .clone_image(&ask.source, &ask.target, bounds(ask.limit_bytes, ask.reserve))?;
         self.leave_untold(txn)?;
         Ok(CloneReply {
             name: ask.target,

@@ -40,7 +40,7 @@ fn attach(error: &AttachError) -> ErrorKind {
     match error {
         AttachError::Store(cause) => store(cause),
         AttachError::NotAttached { .. } => ErrorKind::NotFound,
-        AttachError::NoFileSystem { .. } => ErrorKind::Usage,
+        AttachError::NoFileSystem { .. } | AttachError::HasHead { .. } => ErrorKind::Usage,
         other if other.is_in_use() => ErrorKind::InUse,
         _ => ErrorKind::Failed,
     }

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::attach::{self, AttachState, Condition};
 use crate::chain::{ChainMap, Change, diff, union};
+use crate::format::head::HeadBounds;
 use crate::ids::{Digest, ImageName};
 use crate::store::{ImageRecord, ObjectInfo, ObjectKind};
 use crate::sys;
@@ -30,7 +31,10 @@ impl Engine {
             stored_bytes: allocated(&self.store.head_path(&record.name)),
             chunk_size_bytes: head.chunk_size,
             smallest_size_bytes: head.smallest_size,
+            limit_bytes: head.limit_bytes,
+            reserve: head.reserve,
         });
+        let next_head = Some(record.next_head).filter(|next| record.head.is_none() && *next != HeadBounds::default());
         let published = record.published.map(|published| PublishedInfo {
             link: super::publish::link_of(&record.name, &published),
             manifest_sha256: published.manifest,
@@ -47,6 +51,7 @@ impl Engine {
             chain,
             head,
             attached: attached.and_then(attach_info).map(Box::new),
+            next_head,
             published,
             history: history.collect(),
             dm: ask.dm.then(Vec::new),

@@ -11,11 +11,11 @@ use crate::blockio::{FileIo, ReadAt};
 use crate::chain;
 use crate::files::source::{RawDisk, Source, TarStream};
 use crate::files::{self, FilesError, Stats};
-use crate::format::head::Head;
+use crate::format::head::HeadBounds;
 use crate::format::seal::{SealedDelta, Sealer};
 use crate::format::trailer::{Facts, FileSystem};
 use crate::ids::{Digest, ImageName, Sha256};
-use crate::store::{Description, HistoryEntry, ImageRecord, Intent, StoreError, Txn, stop};
+use crate::store::{self, Description, HistoryEntry, ImageRecord, Intent, StoreError, Txn, stop};
 use crate::units::{Bytes, ChunkSize};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -42,18 +42,19 @@ impl Engine {
         let _lock = txn.new_image()?;
         let mut record = ImageRecord::new(ask.name.clone(), size, file_system);
         record.history.push(HistoryEntry::now("create", file_system));
-        match ask.fs {
-            // Nothing is on it, so there is nothing to seal: its first commit makes the base.
-            MakeFs::None => {
-                Head::create(new_delta(&txn.image_dir().join("head.delta"))?, ChunkSize::HEAD)?;
-                record.head = Some(record.new_head(ChunkSize::HEAD));
-            }
-            _ => {
-                let draft = Draft::new(&txn, size)?;
-                draft.format(file_system)?;
-                let (sealed, _) = self.seal_base(&txn, &draft.open()?, size, known(file_system), progress)?;
-                record.chain.push(sealed.digest);
-            }
+        record.next_head = bounds(ask.limit_bytes, ask.reserve);
+        // Without a file system there is nothing to seal: its first commit makes the base.
+        if ask.fs != MakeFs::None {
+            let draft = Draft::new(&txn, size)?;
+            draft.format(file_system)?;
+            let (sealed, _) = self.seal_base(&txn, &draft.open()?, size, known(file_system), progress)?;
+            record.chain.push(sealed.digest);
+        }
+        // Else the first attach makes one; but space is reserved now.
+        if ask.fs == MakeFs::None || ask.reserve {
+            let head = record.new_head(ChunkSize::HEAD);
+            store::make_head(&txn.image_dir().join("head.delta"), &head)?;
+            record.head = Some(head);
         }
         self.enter(&record, txn)?;
         Ok(CreateReply {
@@ -291,6 +292,10 @@ fn enable_verity(path: &Path) {
         Ok(enabled) => tracing::debug!(path = %path.display(), ?enabled, "fs-verity"),
         Err(error) => tracing::debug!(path = %path.display(), cause = %error, "no fs-verity"),
     }
+}
+
+pub(super) fn bounds(limit_bytes: Option<Bytes>, reserve: bool) -> HeadBounds {
+    HeadBounds { limit_bytes, reserve }
 }
 
 pub(super) fn ms(time: Duration) -> u64 {

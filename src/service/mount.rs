@@ -3,9 +3,10 @@
 //! Refuses to know how a device is made. Invariant: what is attached is what `attach` says, never what was noted here.
 
 use super::engine::Engine;
-use super::make::ms;
+use super::make::{bounds, ms};
 use super::{Attach, AttachReply, Detach, DetachReply, ErrorKind, Mode, Mount, MountReply, ServiceError, Umount, UmountReply};
 use crate::attach::{self, AttachError, AttachOptions, AttachState};
+use crate::format::head::HeadBounds;
 use crate::ids::{ImageId, ImageName};
 use std::fs;
 use std::io;
@@ -15,8 +16,8 @@ use std::time::Instant;
 impl Engine {
     pub(super) fn attach(&self, ask: Attach) -> Result<AttachReply, ServiceError> {
         let start = Instant::now();
-        let attached =
-            attach::attach(&self.store, &ask.name, &options(ask.read_only, ask.mode)).map_err(|error| self.told(&ask.name, error))?;
+        let options = options(ask.read_only, ask.mode, bounds(ask.limit_bytes, ask.reserve));
+        let attached = attach::attach(&self.store, &ask.name, &options).map_err(|error| self.told(&ask.name, error))?;
         self.note_head(&ask.name)?;
         Ok(AttachReply {
             name: ask.name,
@@ -46,7 +47,8 @@ impl Engine {
         } else if !self.is_mounted(&ask.name)? {
             must_be_empty(&dir)?;
         }
-        let mounted = attach::mount(&self.store, &ask.name, &dir, &options(ask.read_only, ask.mode)).inspect_err(|_| remove_own(&own));
+        let options = options(ask.read_only, ask.mode, bounds(ask.limit_bytes, ask.reserve));
+        let mounted = attach::mount(&self.store, &ask.name, &dir, &options).inspect_err(|_| remove_own(&own));
         let attached = mounted.map_err(|error| self.told(&ask.name, error))?;
         self.note_head(&ask.name)?;
         Ok(MountReply {
@@ -107,10 +109,11 @@ impl Engine {
     }
 }
 
-fn options(read_only: bool, mode: Option<Mode>) -> AttachOptions {
+fn options(read_only: bool, mode: Option<Mode>, bounds: HeadBounds) -> AttachOptions {
     AttachOptions {
         read_only,
         mode,
+        bounds,
         ..AttachOptions::default()
     }
 }

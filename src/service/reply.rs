@@ -3,6 +3,7 @@
 //! Refuses to know how they are shown. Invariant: a field's unit ends its name.
 
 use super::Mode;
+use crate::format::head::HeadBounds;
 use crate::ids::{Digest, ImageName, InfoHash, Sha256};
 use crate::units::Bytes;
 use serde::{Deserialize, Serialize};
@@ -99,6 +100,8 @@ replies! {
         chain: Vec<DeltaInfo>,
         head: Option<HeadInfo>,
         attached: Option<Box<AttachInfo>>,
+        /// What was said of the head that is made next, while there is none.
+        next_head: Option<HeadBounds>,
         published: Option<PublishedInfo>,
         history: Vec<HistoryInfo>,
         /// The lowest first; absent unless asked for.
@@ -114,7 +117,6 @@ replies! {
         /// Whether the host's file system checks it by fs-verity.
         verity_enforced: bool,
     }
-    HeadInfo { stored_bytes: Bytes, chunk_size_bytes: Bytes, smallest_size_bytes: Bytes, }
     AttachInfo {
         device: PathBuf,
         dir: Option<PathBuf>,
@@ -134,6 +136,15 @@ replies! {
     }
     /// A device-mapper device: `dmsetup create NAME --uuid UUID --table TABLE` makes it.
     DmInfo { name: String, uuid: String, device: String, read_only: bool, table: String, }
+    HeadInfo {
+        stored_bytes: Bytes,
+        chunk_size_bytes: Bytes,
+        smallest_size_bytes: Bytes,
+        /// The most that its file may take; absent: what the disk needs.
+        limit_bytes: Option<Bytes>,
+        /// Whether it has all of that space already.
+        reserve: bool,
+    }
     PublishedInfo { link: String, manifest_sha256: Sha256, info_hash: InfoHash, }
     HistoryInfo { time_unix_seconds: u64, verb: String, detail: String, }
     ListReply {

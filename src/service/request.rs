@@ -4,6 +4,7 @@
 
 use super::Mode;
 use super::reply::*;
+use crate::format::head::{LimitError, check_limit};
 use crate::ids::ImageName;
 use crate::units::{Bytes, ChunkSize, UnitError, parse_size};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -19,6 +20,8 @@ pub enum RequestError {
     RelativePath { what: &'static str, path: PathBuf },
     #[error(transparent)]
     Size(#[from] UnitError),
+    #[error(transparent)]
+    Limit(#[from] LimitError),
     #[error("{0}")]
     Conflict(&'static str),
 }
@@ -112,6 +115,12 @@ arguments! {
         size_bytes: Bytes,
         #[serde(default)]
         fs: MakeFs,
+        /// The most that the head's file may take; absent: what the disk needs.
+        #[serde(default)]
+        limit_bytes: Option<Bytes>,
+        /// The head has all of that space from now on.
+        #[serde(default)]
+        reserve: bool,
     }
     /// Makes an image from a directory, an archive or a raw disk.
     Import {
@@ -123,7 +132,15 @@ arguments! {
         size_bytes: Option<Bytes>,
     }
     /// Makes `target` with the sealed deltas of `source` and an empty head.
-    Clone { source: ImageName, target: ImageName, }
+    Clone {
+        source: ImageName,
+        target: ImageName,
+        /// As for `create`.
+        #[serde(default)]
+        limit_bytes: Option<Bytes>,
+        #[serde(default)]
+        reserve: bool,
+    }
     Mount {
         name: ImageName,
         /// Absolute; absent: a directory of the store's run-time directory.
@@ -134,6 +151,11 @@ arguments! {
         /// Absent: flat where the kernel can, else user.
         #[serde(default)]
         mode: Option<Mode>,
+        /// As for `create`, of a head that is made now.
+        #[serde(default)]
+        limit_bytes: Option<Bytes>,
+        #[serde(default)]
+        reserve: bool,
     }
     Umount { name: ImageName, }
     Attach {
@@ -142,6 +164,11 @@ arguments! {
         read_only: bool,
         #[serde(default)]
         mode: Option<Mode>,
+        /// As for `create`, of a head that is made now.
+        #[serde(default)]
+        limit_bytes: Option<Bytes>,
+        #[serde(default)]
+        reserve: bool,
     }
     Detach { name: ImageName, }
     /// Seals the head into a delta.
@@ -296,6 +323,7 @@ impl Request {
             true => Ok(()),
             false => Err(RequestError::RelativePath { what, path: path.clone() }),
         };
+        self.check_bounds()?;
         match self {
             Request::Create(create) => {
                 create.size_bytes.as_disk_size()?;
@@ -329,6 +357,23 @@ impl Request {
             _ => {}
         }
         Ok(())
+    }
+
+    /// What a head may take, where the verb can make one. (An old head may have another chunk: that is seen when it is resized.)
+    fn check_bounds(&self) -> Result<(), RequestError> {
+        let (limit, reserve, read_only) = match self {
+            Request::Create(ask) => (ask.limit_bytes, ask.reserve, false),
+            Request::Clone(ask) => (ask.limit_bytes, ask.reserve, false),
+            Request::Attach(ask) => (ask.limit_bytes, ask.reserve, ask.read_only),
+            Request::Mount(ask) => (ask.limit_bytes, ask.reserve, ask.read_only),
+            _ => return Ok(()),
+        };
+        if read_only && (limit.is_some() || reserve) {
+            return Err(RequestError::Conflict(
+                "what is read-only needs no head: neither a limit nor reserved space",
+            ));
+        }
+        Ok(limit.map_or(Ok(()), |limit| check_limit(limit, ChunkSize::HEAD))?)
     }
 }
 

@@ -5,7 +5,7 @@
 use super::error::{At, StoreError};
 use super::txn::Intent;
 use super::{Store, fs};
-use crate::format::head::check_limit;
+use crate::format::head::{HeadBounds, check_limit};
 use crate::ids::{Digest, ImageId, ImageName, InfoHash, Sha256};
 use crate::units::{Bytes, ChunkSize};
 use rustix::fs::FlockOperation;
@@ -53,17 +53,7 @@ pub struct HeadRecord {
     pub smallest_size: Bytes,
     #[serde(rename = "chunk_size_bytes")]
     pub chunk_size: Bytes,
-    /// The longest that its file may become; absent: what the disk needs.
-    #[serde(default)]
-    pub limit_bytes: Option<Bytes>,
-    /// The file has all of that space, for good.
-    #[serde(default)]
-    pub reserve: bool,
-}
-
-/// How much space a head may take, and whether it has it for certain: see [`HeadRecord`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HeadBounds {
+    /// See [`HeadBounds`].
     #[serde(default)]
     pub limit_bytes: Option<Bytes>,
     #[serde(default)]
@@ -107,6 +97,15 @@ impl HistoryEntry {
     }
 }
 
+impl HeadRecord {
+    pub fn bounds(&self) -> HeadBounds {
+        HeadBounds {
+            limit_bytes: self.limit_bytes,
+            reserve: self.reserve,
+        }
+    }
+}
+
 impl ImageRecord {
     pub fn new(name: ImageName, virtual_size: Bytes, file_system: &str) -> ImageRecord {
         ImageRecord {
@@ -135,10 +134,7 @@ impl ImageRecord {
 
     /// The bounds of the head, or of the next one.
     pub fn bounds(&self) -> HeadBounds {
-        self.head.map_or(self.next_head, |head| HeadBounds {
-            limit_bytes: head.limit_bytes,
-            reserve: head.reserve,
-        })
+        self.head.map_or(self.next_head, |head| head.bounds())
     }
 
     pub fn id(&self) -> ImageId {

@@ -4,14 +4,14 @@
 //! image's; of two who want the same name at once, one gets it.
 
 use super::error::{At, StoreError};
-use super::image::{HistoryEntry, ImageRecord, Published, delta_name, record_bytes};
+use super::image::{HeadRecord, HistoryEntry, ImageRecord, Published, delta_name, record_bytes};
 use super::lock::{self, ImageLock};
 use super::txn::{Intent, Txn};
 use super::{Store, fs, stop};
 use crate::blockio::FileIo;
-use crate::format::head::{Head, HeadError};
+use crate::format::head::{Head, HeadBounds, HeadError};
 use crate::ids::{ImageId, ImageName};
-use crate::units::ChunkSize;
+use crate::units::{ChunkSize, UnitError};
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -85,10 +85,10 @@ impl Txn {
 }
 
 impl Store {
-    /// A second image with the same sealed deltas, and an empty head of `chunk`: also while the source is attached, and as fast for any size.
+    /// A second image with the same sealed deltas, and an empty head within `bounds`: also while the source is attached, and as fast for any size.
     ///
     /// The transaction is to be [`Txn::done`] when the catalogue knows. Errors: [`StoreError::NotFound`], [`StoreError::Exists`].
-    pub fn clone_image(&self, from: &ImageName, name: &ImageName, chunk: ChunkSize) -> Result<(ImageRecord, Txn), StoreError> {
+    pub fn clone_image(&self, from: &ImageName, name: &ImageName, bounds: HeadBounds) -> Result<(ImageRecord, Txn), StoreError> {
         self.must_be_free(name)?;
         self.image(from)?;
         let txn = self.begin(Intent::Clone {
@@ -96,13 +96,15 @@ impl Store {
             name: name.clone(),
         })?;
         let _lock = txn.new_image()?;
-        new_head(&txn.image_dir().join("head.delta"), |file| Head::create_unsynced(file, chunk))?;
         // Shared, from reading the chain until it is linked: should the source go meanwhile, its objects do not.
         let shared = self.share()?;
         let source = self.image(from)?;
         let mut record = ImageRecord::new(name.clone(), source.virtual_size, &source.file_system);
         record.chain = source.chain;
-        record.head = Some(record.new_head(chunk));
+        record.next_head = bounds;
+        let head = record.new_head(ChunkSize::HEAD);
+        make_head(&txn.image_dir().join("head.delta"), &head)?;
+        record.head = Some(head);
         record.add_history(HistoryEntry::now("clone", from.as_str()));
         txn.publish_image(&record)?;
         drop(shared);
@@ -155,13 +157,13 @@ impl Store {
     }
 }
 
-/// Makes an empty head in a new file, durable but for its name: its directory is the caller's to sync, as [`Txn::publish_image`] and
-/// [`Txn::finish_commit`] do.
-pub fn make_head(path: &Path, chunk: ChunkSize) -> Result<Head<FileIo>, StoreError> {
-    new_head(path, |file| Head::create(file, chunk))
-}
-
-fn new_head(path: &Path, create: impl FnOnce(FileIo) -> Result<Head<FileIo>, HeadError>) -> Result<Head<FileIo>, StoreError> {
+/// Makes the empty head that `record` describes, in a new file; [`Txn::publish_image`] makes it durable.
+pub fn make_head(path: &Path, record: &HeadRecord) -> Result<(), StoreError> {
+    let damaged = |error: UnitError| StoreError::Damaged {
+        path: path.into(),
+        why: error.to_string(),
+    };
+    let chunk = ChunkSize::new(record.chunk_size).map_err(damaged)?;
     let file = File::options()
         .read(true)
         .write(true)
@@ -169,14 +171,19 @@ fn new_head(path: &Path, create: impl FnOnce(FileIo) -> Result<Head<FileIo>, Hea
         .mode(0o600)
         .open(path)
         .at("make", path)?;
-    create(FileIo(file)).map_err(|error| match error {
-        HeadError::Io { source, .. } => StoreError::Io {
-            doing: "format",
+    // A head is made at the size that the image has: that is its smallest yet.
+    match Head::create_within(FileIo(file), chunk, record.smallest_size, record.bounds()) {
+        Ok(_) => Ok(()),
+        Err(HeadError::Io { work, source }) => Err(StoreError::Io {
+            doing: match work {
+                "making" => "format",
+                other => other,
+            },
             path: path.into(),
             source,
-        },
-        source => StoreError::Head { path: path.into(), source },
-    })
+        }),
+        Err(source) => Err(StoreError::Head { path: path.into(), source }),
+    }
 }
 
 /// Moves an image's directory to where its name says; nobody else can have the name afterwards.

@@ -68,7 +68,10 @@ pub const HEAD: HeadRecord = HeadRecord {
     reserve: false,
 };
 
-pub const FRESH: ChunkSize = ChunkSize::HEAD;
+pub const FRESH: HeadBounds = HeadBounds {
+    limit_bytes: None,
+    reserve: false,
+};
 
 pub fn is_empty_head(bytes: &[u8]) -> bool {
     let head = Head::open_read_only(MemoryIo::new(bytes.to_vec())).unwrap();

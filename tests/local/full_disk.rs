@@ -8,10 +8,10 @@ use std::process::Command;
 const MIB: u64 = 1 << 20;
 
 /// Room that is taken, and given back.
-struct Filler(PathBuf);
+pub struct Filler(PathBuf);
 
 impl Filler {
-    fn leave(rig: &Rig, mib: u64) -> Filler {
+    pub fn leave(rig: &Rig, mib: u64) -> Filler {
         let filler = Filler(rig.root().with_file_name("filler"));
         filler.give_back();
         let free = free(rig);
@@ -23,7 +23,7 @@ impl Filler {
         filler
     }
 
-    fn give_back(&self) {
+    pub fn give_back(&self) {
         let _ = fs::remove_file(&self.0);
     }
 }

@@ -4,6 +4,7 @@
 mod flatten;
 mod full_disk;
 mod kill;
+mod limits;
 mod promises;
 mod refusals;
 mod rig;

@@ -98,6 +98,8 @@ pub enum Command {
         /// File system to make on it
         #[arg(long, value_enum, default_value_t = Fs::Ext4)]
         fs: Fs,
+        #[command(flatten)]
+        room: Room,
     },
     /// Make an image from a directory, a tar archive or a raw disk
     #[command(
@@ -127,6 +129,8 @@ pub enum Command {
         /// The new one
         #[arg(value_name = "TARGET")]
         target: ImageName,
+        #[command(flatten)]
+        room: Room,
     },
     /// Attach an image and mount its file system
     #[command(after_help = "Examples:\n  blockbt-ctl mount web /mnt\n  blockbt-ctl mount web --read-only")]
@@ -143,6 +147,8 @@ pub enum Command {
         /// How to make the block device [default: flat where the kernel has device-mapper, else user]
         #[arg(long, value_enum)]
         mode: Option<AttachMode>,
+        #[command(flatten)]
+        room: Room,
     },
     /// Unmount an image's file system and detach it
     #[command(after_help = "Example:\n  blockbt-ctl umount web")]
@@ -163,6 +169,8 @@ pub enum Command {
         /// How to make the block device [default: flat where the kernel has device-mapper, else user]
         #[arg(long, value_enum)]
         mode: Option<AttachMode>,
+        #[command(flatten)]
+        room: Room,
     },
     /// Remove an image's block device
     #[command(after_help = "Example:\n  blockbt-ctl detach web")]
@@ -347,6 +355,17 @@ pub enum Command {
     },
 }
 
+/// Of a head that is made.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Room {
+    /// The most space that what is written to the image may take [default: as much as the disk is large]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub limit: Option<Bytes>,
+    /// Take all of that space now, so that it is there whatever else fills the host's disk
+    #[arg(long)]
+    pub reserve: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Fs {
     Ext4,
@@ -376,33 +395,50 @@ impl Command {
     pub fn asked(self) -> io::Result<Asked> {
         let absolute = |path: PathBuf| std::path::absolute(path);
         Ok(Asked::Verb(match self {
-            Command::Create { name, size, fs } => Request::Create(service::Create {
+            Command::Create { name, size, fs, room } => Request::Create(service::Create {
                 name,
                 size_bytes: size,
                 fs: fs.into(),
+                limit_bytes: room.limit,
+                reserve: room.reserve,
             }),
             Command::Import { name, source, size } => Request::Import(service::Import {
                 name,
                 source: absolute(source)?,
                 size_bytes: size,
             }),
-            Command::Clone { source, target } => Request::Clone(service::Clone { source, target }),
+            Command::Clone { source, target, room } => Request::Clone(service::Clone {
+                source,
+                target,
+                limit_bytes: room.limit,
+                reserve: room.reserve,
+            }),
             Command::Mount {
                 name,
                 dir,
                 read_only,
                 mode,
+                room,
             } => Request::Mount(service::Mount {
                 name,
                 dir: dir.map(absolute).transpose()?,
                 read_only,
                 mode: mode.map(Mode::from),
+                limit_bytes: room.limit,
+                reserve: room.reserve,
             }),
             Command::Umount { name } => Request::Umount(service::Umount { name }),
-            Command::Attach { name, read_only, mode } => Request::Attach(service::Attach {
+            Command::Attach {
+                name,
+                read_only,
+                mode,
+                room,
+            } => Request::Attach(service::Attach {
                 name,
                 read_only,
                 mode: mode.map(Mode::from),
+                limit_bytes: room.limit,
+                reserve: room.reserve,
             }),
             Command::Detach { name } => Request::Detach(service::Detach { name }),
             Command::Commit { name, message, chunk_size } => Request::Commit(service::Commit {

@@ -239,8 +239,16 @@ fn info(out: &mut String, r: &InfoReply) {
         None => line(out, "attached   no".into()),
     }
     match &r.head {
-        Some(head) => line(out, format!("head       {}", head.stored_bytes)),
-        None => line(out, "head       none".into()),
+        Some(head) => line(
+            out,
+            format!("head       {}{}", head.stored_bytes, room(head.limit_bytes, head.reserve)),
+        ),
+        None => {
+            let next = r
+                .next_head
+                .map(|next| format!("; the next one{}", room(next.limit_bytes, next.reserve)));
+            line(out, format!("head       none{}", next.unwrap_or_default()));
+        }
     }
     if let Some(published) = &r.published {
         line(out, format!("published  {}", published.link));
@@ -288,6 +296,12 @@ fn tables(out: &mut String, devices: &[DmInfo]) {
         );
         device.table.lines().for_each(|target| line(out, target.into()));
     }
+}
+
+/// What bounds a head.
+fn room(limit: Option<Bytes>, reserve: bool) -> String {
+    let limit = limit.map(|limit| format!(", at most {limit}")).unwrap_or_default();
+    format!("{limit}{}", if reserve { ", reserved" } else { "" })
 }
 
 fn list(out: &mut String, r: &ListReply) {

@@ -15,12 +15,16 @@ fn requests_survive_json() {
             name: name.clone(),
             size_bytes: Bytes(1 << 30),
             fs: MakeFs::Xfs,
+            limit_bytes: Some(Bytes(64 << 20)),
+            reserve: true,
         }),
         Request::Mount(Mount {
             name: name.clone(),
             dir: Some("/mnt".into()),
             read_only: true,
             mode: Some(Mode::Stack),
+            limit_bytes: None,
+            reserve: false,
         }),
         Request::List(List {}),
         Request::Resize(Resize {
