@@ -198,7 +198,7 @@ replies! {
     RmReply {
         name: ImageName,
         dry_run: bool,
-        /// Deltas that no image has any more, or would have: what `gc` would remove.
+        /// Deltas that only this image had, or has: `gc` removes them.
         unreferenced_objects: u64,
         unreferenced_bytes: Bytes,
     }

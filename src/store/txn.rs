@@ -105,10 +105,10 @@ impl Intent {
         }
     }
 
-    /// Whether one rename is all that it does outside of its own folder. Then nothing is ever undone or completed, and its entry only says what
-    /// the catalogue has to learn: it need not survive a power cut, after which the catalogue is made again.
+    /// Whether one rename, into its own folder or out of it, is all that it does elsewhere. Then nothing is ever undone or completed, and its
+    /// entry only says what the catalogue has to learn: it need not survive a power cut, after which the catalogue is made again.
     fn is_one_rename(&self) -> bool {
-        matches!(self, Intent::Clone { .. })
+        matches!(self, Intent::Clone { .. } | Intent::Rm { .. })
     }
 
     /// The images that are there, or not there, because of it.
