@@ -8,6 +8,7 @@ use super::{Attach, AttachReply, Detach, DetachReply, ErrorKind, Mode, Mount, Mo
 use crate::attach::{self, AttachError, AttachOptions, AttachState};
 use crate::format::head::HeadBounds;
 use crate::ids::{ImageId, ImageName};
+use crate::store::ImageRecord;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,8 +18,9 @@ impl Engine {
     pub(super) fn attach(&self, ask: Attach) -> Result<AttachReply, ServiceError> {
         let start = Instant::now();
         let options = options(ask.read_only, ask.mode, bounds(ask.limit_bytes, ask.reserve));
+        let before = self.store.image(&ask.name)?;
         let attached = attach::attach(&self.store, &ask.name, &options).map_err(|error| self.told(&ask.name, error))?;
-        self.note_head(&ask.name)?;
+        self.note_head(&before)?;
         Ok(AttachReply {
             name: ask.name,
             device: attached.device,
@@ -41,7 +43,7 @@ impl Engine {
             Some(dir) => dir.clone(),
             None => own.clone(),
         };
-        self.store.image(&ask.name)?;
+        let before = self.store.image(&ask.name)?;
         if dir == own {
             fs::create_dir_all(&dir).map_err(|error| failed("make", &dir, &error))?;
         } else if !self.is_mounted(&ask.name)? {
@@ -50,7 +52,7 @@ impl Engine {
         let options = options(ask.read_only, ask.mode, bounds(ask.limit_bytes, ask.reserve));
         let mounted = attach::mount(&self.store, &ask.name, &dir, &options).inspect_err(|_| remove_own(&own));
         let attached = mounted.map_err(|error| self.told(&ask.name, error))?;
-        self.note_head(&ask.name)?;
+        self.note_head(&before)?;
         Ok(MountReply {
             name: ask.name,
             device: attached.device,
@@ -102,10 +104,13 @@ impl Engine {
         self.store.run_dir().join("mnt").join(ImageId::of(name).to_string())
     }
 
-    /// A first attach makes a head: the catalogue knows the image's record.
-    fn note_head(&self, name: &ImageName) -> Result<(), ServiceError> {
-        let record = self.store.image(name)?;
-        self.index(|catalog| catalog.put_image(&record))
+    /// A first attach makes a head, which is in the image's record: the catalogue learns of that, and is not troubled otherwise.
+    fn note_head(&self, before: &ImageRecord) -> Result<(), ServiceError> {
+        let record = self.store.image(&before.name)?;
+        match record == *before {
+            true => Ok(()),
+            false => self.index(|catalog| catalog.put_image(&record)),
+        }
     }
 }
 
