@@ -9,7 +9,7 @@ ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env "PATH=$(PATH)" "CARGO_HOME=
 # What the random tests of vm-tests/ take from the environment: their seed, and how much of them.
 VM_SIZES = PYTHONDONTWRITEBYTECODE=1 $(foreach name,SEED CUTS KILLS MINUTES,$(if $($(name)),$(name)=$($(name))))
 
-.PHONY: help demo build test vm-test vm-test-long vm-test-qemu bench lint fmt install clean
+.PHONY: help demo build test vm-test vm-test-long vm-test-qemu vm-bench vm-bench-readme bench lint fmt install clean
 
 help: ## Show this list
 	@printf 'make TARGET, as root or with sudo at hand:\n\n'
@@ -40,6 +40,13 @@ vm-test-long: build ## A thousand power cuts, a hundred kills of the machine, an
 vm-test-qemu: build ## The same on Debian's own kernel under emulation, for a short list, with fs-verity enforced
 	@packaging/setup-debian.sh build test qemu
 	@$(ROOT) env $(VM_SIZES) vm-tests/run --stock $(TESTS)
+
+vm-bench: build ## Measure the kernel modes in user-mode Linux, beside overlayfs, dm-thin, qcow2 and raw loops: target/vm-bench.md
+	@packaging/setup-debian.sh build test bench
+	@$(ROOT) vm-tests/bench $(ROWS)
+
+vm-bench-readme: ## Put the last table of vm-bench into the README
+	@vm-tests/bench --readme
 
 bench: build ## Measure the figures of target/bench.md (a few minutes; better on a quiet machine)
 	@packaging/setup-debian.sh build test

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs what building and testing blockbt needs on Debian 12 or newer: only what is missing, and says what.
-# usage: packaging/setup-debian.sh build|demo|test|qemu...
+# usage: packaging/setup-debian.sh build|demo|test|qemu|bench...
 set -euo pipefail
 
 say() { printf '%s\n' "$*" >&2; }
@@ -14,7 +14,8 @@ for purpose in "$@"; do
     test) packages+=(e2fsprogs xfsprogs dmsetup rsync iproute2 util-linux user-mode-linux kmod fsverity fio python3
         python3-libtorrent attr xz-utils zstd) ;;
     qemu) packages+=(qemu-system-x86 qemu-system-common busybox-static cpio kmod) ;;
-    *) say "usage: $0 build|demo|test|qemu..."; exit 2 ;;
+    bench) packages+=(qemu-utils) ;;
+    *) say "usage: $0 build|demo|test|qemu|bench..."; exit 2 ;;
     esac
 done
 

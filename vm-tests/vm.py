@@ -30,8 +30,9 @@ def boot(window, script, memory="1G", **parameters):
 
 
 class Vm:
-    def __init__(self, window, script, memory, parameters):
-        self.window, self.log = window, os.path.join(window, "console.log")
+    def __init__(self, window, script, memory, parameters, disks=()):
+        """`disks`: files that the guest has as /dev/ubda, /dev/ubdb ..."""
+        self.window, self.log, self.disks = window, os.path.join(window, "console.log"), disks
         self.scratch = os.path.join(window, "vm")
         os.makedirs(self.scratch, exist_ok=True)
         for old in ("result", "guest.log"):
@@ -46,6 +47,7 @@ class Vm:
         """The command that boots the guest."""
         words = ["taskset", "--cpu-list", str(CPU), "linux.uml", f"mem={memory}", "rootfstype=hostfs", "ro", "rootflags=/"]
         words += [f"init={HERE}/guest/init.sh", "con=null", "con0=fd:0,fd:1", "quiet", "umid=vm", f"uml_dir={self.scratch}/"]
+        words += [f"ubd{number}={path}" for number, path in enumerate(self.disks)]
         return [*words, f"bbt_window={self.window}", f"bbt_script={HERE}/guest/{script}"]
 
     def kill(self):
