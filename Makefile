@@ -55,7 +55,7 @@ bench: build ## Measure the figures of target/bench.md (a few minutes; better on
 lint: ## Check formatting, and everything clippy says
 	@packaging/setup-debian.sh build
 	@$(CARGO) fmt --check
-	@$(CARGO) clippy --release --locked --quiet --all-targets --test kernel_stores --all-features -- -D warnings
+	@$(CARGO) clippy --release --locked --quiet --all-targets --test kernel_stores --test kernel_dm --all-features -- -D warnings
 
 fmt: ## Format the source
 	@$(CARGO) fmt

@@ -1,8 +1,9 @@
-//! Loop devices and mounts, as the kernel has them now.
+//! Loop devices, device-mapper and mounts, as the kernel has them now.
 //!
 //! Has not heard of deltas, images or stores: a name is a string that its caller chose. Invariant: what is found here is read from the
 //! kernel each time; nothing is remembered.
 
+pub mod dm;
 pub mod loops;
 pub mod mounts;
 

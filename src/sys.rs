@@ -1,10 +1,11 @@
-//! Calls that no safe library has: loop devices in one step, the size of a block device, fs-verity, early writeback.
+//! Calls that no safe library has: loop devices in one step, device-mapper's targets, the size of a block device, fs-verity, early writeback.
 //!
 //! The one home of `unsafe`. Refuses to know why a call is made: no names, no policy, no retries. Invariant: every function here is safe to
 //! call with any arguments; what the kernel dislikes comes back as an `io::Error`.
 #![allow(unsafe_code)]
 
 pub mod block;
+pub mod dm;
 pub mod loops;
 pub mod verity;
 pub mod writeback;

@@ -52,6 +52,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("anyhow", &["front/cli", "bin", "swarm/storage"]),
     ("fuser", &["fuse"]),
     ("loopdev", &["sys", "kernel"]),
+    ("devicemapper", &["kernel/dm"]),
     ("axum", &["swarm", "front"]),
     ("flate2", &["files"]),
     ("zstd", &["files"]),

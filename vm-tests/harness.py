@@ -1,5 +1,6 @@
 """What the tests of vm-tests/tests/ share: the register of tests, the programs under test, the seed."""
 
+import json
 import os
 import random
 import subprocess
@@ -40,8 +41,16 @@ def number(name, default):
 
 
 def cargo_test(window, target, *words, **variables):
-    """Runs an integration test of the build that `make test` uses, whose features serve here too."""
+    """Runs an integration test of the build that `make test` uses, whose features serve here too. Returns what it wrote to stdout."""
     command = ["cargo", "test", "--quiet", "--release", "--locked", "--features", "root-tests", "--test", target, *words]
     done = subprocess.run(command, cwd=TOP, env={**ENV, **variables}, text=True, capture_output=True)
     if done.returncode:
         raise Failure(f"cargo test ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-2000:]}", window)
+    return done.stdout
+
+
+def test_program(window, target):
+    """Builds an integration test and returns the program, for a guest to run."""
+    made = [json.loads(line) for line in cargo_test(window, target, "--no-run", "--message-format", "json").splitlines()]
+    (program,) = [one["executable"] for one in made if one.get("target", {}).get("name") == target]
+    return program

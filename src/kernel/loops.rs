@@ -3,18 +3,21 @@
 //! Refuses to know what the names mean. Invariant: a device is never configured in two steps, so that nobody sees it half made.
 
 use super::KernelError;
+use super::dm::DevNo;
 use crate::sys;
 use crate::units::Bytes;
-use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const SYS_BLOCK: &str = "/sys/block";
-/// Races for a free device that are lost before we give up.
-const TRIES: u32 = 64;
+/// How long we race others for a free device. Somebody wins every race, so that only a crowd makes us wait at all.
+const RACE_PATIENCE: Duration = Duration::from_secs(20);
+/// The loop driver's. Source: Linux include/uapi/linux/major.h.
+const LOOP_MAJOR: u32 = 7;
 
 /// A loop device in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub struct LoopDevice {
     pub backing: PathBuf,
     /// Device number of the file system that the file is in.
     pub file_device: Option<u64>,
+    /// With `file_device` it says which file that is, whatever became of its name.
+    pub file_inode: Option<u64>,
     /// It is on its way out: freed when its last user closes it.
     pub dying: bool,
     pub direct_io: bool,
@@ -45,7 +50,8 @@ pub struct Attach<'a> {
     /// At most 63 bytes.
     pub name: &'a str,
     pub read_only: bool,
-    /// No second copy in the page cache; where the host cannot, the device is buffered.
+    /// No second copy in the page cache, for a head; where the host cannot, the device is buffered, and says so.
+    /// What many devices share, a sealed delta, is better buffered: read once and cached once.
     pub direct_io: bool,
 }
 
@@ -57,22 +63,34 @@ fn open_file(path: &Path, read_only: bool) -> io::Result<File> {
     OpenOptions::new().read(true).write(!read_only).open(path)
 }
 
-/// Makes a loop device with 512-byte sectors over a file. Errors: also when 64 free devices in a row were taken by others.
+/// Makes a loop device with 512-byte sectors over a file. Errors: also when others took every free device for 20 s.
 pub fn attach(wanted: &Attach) -> Result<LoopDevice, KernelError> {
     let file = open_file(wanted.file, wanted.read_only).map_err(|e| KernelError::new("open", wanted.file, e))?;
+    attach_open(&file, wanted)
+}
+
+/// As [`attach`], over a file that the caller has open, in the mode that is wanted; its path is only for errors.
+pub fn attach_open(file: &File, wanted: &Attach) -> Result<LoopDevice, KernelError> {
     let control = loopdev::LoopControl::open().map_err(|e| KernelError::new("open", "/dev/loop-control", e))?;
-    let config = sys::loops::Config {
+    let mut config = sys::loops::Config {
         name: wanted.name,
         sector_size: Bytes(512),
         read_only: wanted.read_only,
         direct_io: wanted.direct_io,
     };
-    for _ in 0..TRIES {
+    let (start, mut pause) = (Instant::now(), Duration::from_micros(50));
+    while start.elapsed() < RACE_PATIENCE {
         let (number, device) = next_free(&control)?;
-        match sys::loops::configure(&device, &file, &config) {
+        match sys::loops::configure(&device, file, &config).map_err(|e| (e.raw_os_error(), e)) {
             Ok(()) => return inspect(number).map_err(|e| KernelError::new("read back", node(number), e)),
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => continue,
-            Err(error) => return Err(KernelError::new("configure", node(number), error)),
+            // Somebody else was faster.
+            Err((Some(libc::EBUSY | libc::ENXIO), _)) => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(5));
+            }
+            // Most kernels fall back by themselves where the file cannot do direct I/O in 512-byte sectors; not all do.
+            Err((Some(libc::EINVAL), _)) if config.direct_io => config.direct_io = false,
+            Err((_, error)) => return Err(KernelError::new("configure", node(number), error)),
         }
     }
     Err(KernelError::new(
@@ -146,23 +164,83 @@ fn flag(number: u32, name: &str) -> bool {
 
 fn inspect(number: u32) -> io::Result<LoopDevice> {
     let backing = backing(number).ok_or_else(|| io::Error::from_raw_os_error(libc::ENXIO))?;
-    let status = open_file(&node(number), true).and_then(|device| sys::loops::status(&device)).ok();
-    let read_only = fs::read_to_string(format!("{SYS_BLOCK}/loop{number}/ro")).is_ok_and(|text| text.trim() == "1");
-    Ok(LoopDevice {
-        number,
-        name: status.as_ref().map(|s| s.name.clone()),
-        backing,
-        file_device: status.as_ref().map(|s| s.file_device),
-        dying: flag(number, "autoclear"),
-        direct_io: flag(number, "dio"),
-        read_only,
+    let status = open_file(&node(number), true).and_then(|device| sys::loops::status(&device));
+    Ok(match status {
+        Ok(status) => described(number, backing, status),
+        // The file beneath no longer answers: what the driver itself remembers.
+        Err(_) => LoopDevice {
+            number,
+            name: None,
+            backing,
+            file_device: None,
+            file_inode: None,
+            dying: flag(number, "autoclear"),
+            direct_io: flag(number, "dio"),
+            read_only: fs::read_to_string(format!("{SYS_BLOCK}/loop{number}/ro")).is_ok_and(|text| text.trim() == "1"),
+        },
     })
+}
+
+fn described(number: u32, backing: PathBuf, status: sys::loops::Status) -> LoopDevice {
+    LoopDevice {
+        number,
+        name: Some(status.name),
+        backing,
+        file_device: Some(status.file_device),
+        file_inode: Some(status.file_inode),
+        dying: status.autoclear,
+        direct_io: status.direct_io,
+        read_only: status.read_only,
+    }
 }
 
 /// All loop devices in use. One that goes away meanwhile is left out.
 pub fn list() -> Result<Vec<LoopDevice>, KernelError> {
     let numbers = numbers().map_err(|e| KernelError::new("list", SYS_BLOCK, e))?;
     Ok(numbers.into_iter().filter_map(|number| inspect(number).ok()).collect())
+}
+
+/// What the device with this number is, without a look at any other. `None`: it is free, or there is none.
+pub fn get(number: u32) -> Option<LoopDevice> {
+    inspect(number).ok()
+}
+
+/// The devices whose names are `wanted`: one ioctl for each device of the machine, and no more for those that are not.
+pub fn find(wanted: impl Fn(&str) -> bool) -> Result<Vec<LoopDevice>, KernelError> {
+    let numbers = numbers().map_err(|e| KernelError::new("list", SYS_BLOCK, e))?;
+    let named = |number| {
+        let status = open_file(&node(number), true).and_then(|device| sys::loops::status(&device)).ok()?;
+        wanted(&status.name).then_some(())?;
+        Some(described(number, backing(number)?, status))
+    };
+    Ok(numbers.into_iter().filter_map(named).collect())
+}
+
+/// The number that a table names the device by. It is not always 7:N: a driver that was told to leave room for partitions counts otherwise.
+pub fn dev_no(number: u32) -> Result<DevNo, KernelError> {
+    let failed = |e| KernelError::new("look at", node(number), e);
+    let data = fs::metadata(node(number)).map_err(failed)?;
+    let part = |n: u64| u32::try_from(n).map_err(|_| failed(io::ErrorKind::InvalidData.into()));
+    match part(major(data.rdev()))? {
+        LOOP_MAJOR if data.file_type().is_block_device() => Ok(DevNo {
+            major: LOOP_MAJOR,
+            minor: part(minor(data.rdev()))?,
+        }),
+        _ => Err(failed(io::ErrorKind::InvalidData.into())),
+    }
+}
+
+/// The loop device that a table names; `None` if that is no loop device.
+pub fn number_of(device: DevNo) -> Option<u32> {
+    let link = (device.major == LOOP_MAJOR).then(|| fs::read_link(format!("/sys/dev/block/{device}")).ok())??;
+    link.file_name()?.to_str()?.strip_prefix("loop")?.parse().ok()
+}
+
+/// Makes the device as large as its file has become.
+pub fn set_capacity(number: u32) -> Result<(), KernelError> {
+    open_file(&node(number), true)
+        .and_then(|device| sys::loops::set_capacity(&device))
+        .map_err(|e| KernelError::new("grow", node(number), e))
 }
 
 /// Writes out what the kernel holds back for the device, and has the file beneath made durable.

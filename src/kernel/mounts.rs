@@ -3,6 +3,7 @@
 //! Refuses to know what a device holds. Invariant: paths come back as the bytes they are, the kernel's octal escapes undone.
 
 use super::KernelError;
+use super::dm::DevNo;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::ffi::OsString;
 use std::fs;
@@ -23,6 +24,15 @@ pub struct Mount {
     pub file_system: String,
     pub source: PathBuf,
     pub read_only: bool,
+}
+
+impl Mount {
+    pub fn device(&self) -> DevNo {
+        DevNo {
+            major: self.major,
+            minor: self.minor,
+        }
+    }
 }
 
 /// Everything that is mounted, oldest first.

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
 const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
+const LOOP_SET_CAPACITY: libc::Ioctl = 0x4C07;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
 
 const LO_FLAGS_READ_ONLY: u32 = 1;
@@ -140,4 +141,10 @@ pub fn status(device: &impl AsFd) -> io::Result<Status> {
 pub fn clear(device: &impl AsFd) -> io::Result<()> {
     // SAFETY: LOOP_CLR_FD takes no argument and touches no memory of ours.
     check(unsafe { libc::ioctl(device.as_fd().as_raw_fd(), LOOP_CLR_FD, 0) }).map(drop)
+}
+
+/// Makes the device as large as the file beneath is now.
+pub fn set_capacity(device: &impl AsFd) -> io::Result<()> {
+    // SAFETY: LOOP_SET_CAPACITY takes no argument and touches no memory of ours.
+    check(unsafe { libc::ioctl(device.as_fd().as_raw_fd(), LOOP_SET_CAPACITY, 0) }).map(drop)
 }
