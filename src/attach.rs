@@ -1,24 +1,29 @@
-//! An image as a block device, and as a mounted file system: user mode, where a FUSE server shows the chain and a loop device sits on it.
+//! An image as a block device, and as a mounted file system: by device-mapper, or in user mode, where a FUSE server shows the chain and a loop
+//! device sits on it.
 //!
 //! Refuses to know what runs above the device. Invariant: what is attached is what the kernel has, never what a file of ours says, so that
-//! every verb works after anybody's `kill -9`.
+//! every verb works after anybody's `kill -9`. Devices, names and rules: `kernel-notes/attach.md`.
 //!
-//! Order of locks: an image's run lock (under `/run`, waited for), then the image's own lock (in the store, never waited for), which the
-//! server inherits and keeps.
+//! Order of locks: an image's run lock (under `/run`, waited for), then the image's own lock (in the store, never waited for), which user
+//! mode's server inherits and keeps, then the store's devices lock (under `/run`, waited for).
 
+mod below;
 mod disk;
 mod error;
+mod mapped;
 mod mode;
-#[allow(dead_code)]
 mod names;
 mod place;
 mod plan;
+mod recipe;
 mod run;
 mod seen;
 pub mod server;
 mod spawn;
+pub mod stop;
 mod survey;
 pub mod table;
+mod tables;
 
 pub use disk::{DiskError, DiskFiles};
 pub use error::AttachError;
@@ -26,15 +31,17 @@ pub use mode::Mode;
 pub use plan::Step;
 pub use run::StepError;
 pub use spawn::Program;
-pub use survey::{AttachState, Condition, states, sweep};
+pub use survey::{AttachState, Condition, is_mapped, state, states, sweep};
+pub use tables::{DeviceTable, tables};
 
 use crate::ids::{ImageId, ImageName};
+use crate::kernel::dm::{Dm, Support};
 use crate::kernel::{loops, mounts};
 use crate::store::{HeadBounds, ImageLock, ImageRecord, Store, StoreError};
 use mode::Choice;
 use place::{Place, RootIdentity, RunLock};
 use run::Target;
-use seen::{LoopSeen, Seen};
+use seen::{MappedSeen, Mounts, Seen, device_mapper};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -101,14 +108,14 @@ pub fn detach(store: &Store, name: &ImageName) -> Result<(), AttachError> {
     let place = Place::of(store, ImageId::of(name));
     let _run_lock = place.lock(name)?;
     check_owner(store, &place)?;
-    let seen = look(&place)?;
-    if seen.is_nothing() {
+    let there = There::look(&place)?;
+    if there.is_nothing() {
         return Err(AttachError::NotAttached { name: name.clone() });
     }
-    if let Some(LoopSeen { number, mounts, .. }) = seen.attached().filter(|device| !device.mounts.is_empty()) {
-        return Err(AttachError::in_use(name, *number, mounts));
+    if let Some(device) = there.attached().filter(|device| !device.mounts.is_empty()) {
+        return Err(AttachError::in_use(name, &device.path, &device.mounts));
     }
-    take_away(name, &place, &seen)
+    there.take_away(name, &place)
 }
 
 /// Unmounts all that is mounted of the image's device, and detaches it.
@@ -118,11 +125,73 @@ pub fn umount(store: &Store, name: &ImageName) -> Result<(), AttachError> {
     let place = Place::of(store, ImageId::of(name));
     let _run_lock = place.lock(name)?;
     check_owner(store, &place)?;
-    let seen = look(&place)?;
-    if seen.is_nothing() {
+    let there = There::look(&place)?;
+    if there.is_nothing() {
         return Err(AttachError::NotAttached { name: name.clone() });
     }
-    take_away(name, &place, &seen)
+    there.take_away(name, &place)
+}
+
+/// What the kernel has of an image, in whichever mode.
+struct There {
+    user: Seen,
+    dm: Option<Dm>,
+    mapped: MappedSeen,
+}
+
+/// An image's device that is there and works.
+struct Device {
+    path: PathBuf,
+    read_only: bool,
+    mode: Mode,
+    mounts: Vec<PathBuf>,
+}
+
+impl There {
+    fn look(place: &Place) -> Result<There, AttachError> {
+        let user = match place.dir().exists() {
+            true => look(place)?,
+            false => Seen::default(),
+        };
+        let dm = device_mapper()?;
+        let mapped = match &dm {
+            Some(dm) => MappedSeen::look(dm, place.store, place.image, place.is_marked(), &Mounts::default())?,
+            None => MappedSeen::of(place.image),
+        };
+        Ok(There { user, dm, mapped })
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.user.is_nothing() && self.mapped.is_nothing()
+    }
+
+    fn attached(&self) -> Option<Device> {
+        let user = self.user.attached().map(|device| Device {
+            path: device.device(),
+            read_only: device.read_only,
+            mode: Mode::User,
+            mounts: device.mounts.clone(),
+        });
+        let mapped = || {
+            self.mapped.attached().map(|device| Device {
+                path: device.device.clone(),
+                read_only: device.read_only,
+                mode: self.mapped.mode().unwrap_or(Mode::Flat),
+                mounts: self.mapped.mounts.clone(),
+            })
+        };
+        user.or_else(mapped)
+    }
+
+    fn take_away(&self, name: &dyn std::fmt::Display, place: &Place) -> Result<(), AttachError> {
+        if let Some(dm) = self.dm.as_ref().filter(|_| !self.mapped.is_nothing() || place.is_marked()) {
+            mapped::take_away(name, place, dm, &self.mapped, place.is_marked())?;
+        }
+        if !self.user.is_nothing() || place.dir().exists() {
+            take_away(name, place, &self.user)?;
+        }
+        Ok(())
+    }
 }
 
 fn attach_in(
@@ -143,49 +212,70 @@ fn attach_in(
             found: file_system,
         });
     }
-    let Choice { mode, why } = mode::choose(options.mode, || Err("not supported yet".into()))?;
-    let program = options.program.clone().unwrap_or_else(Program::installed);
-    let mut read_only = options.read_only;
-    let there = match clear(name, place) {
-        Ok(()) => None,
-        Err(AttachError::AlreadyAttached { .. }) if mount.is_some() && !options.temporary => look(place)?.attached().cloned(),
-        Err(error) => return Err(error),
-    };
-    if let Some(device) = &there {
-        if !device.mounts.is_empty() {
-            return Err(AttachError::AlreadyMounted {
-                name: name.clone(),
-                at: device.mounts.clone(),
-            });
-        }
-        if device.read_only && !options.read_only {
-            return Err(AttachError::AlreadyAttached {
-                name: name.clone(),
-                device: device.device(),
-            });
-        }
-        read_only |= device.read_only;
-        let dir = mount.expect("only a mount goes on with a device that is there").to_path_buf();
-        if let Err(cause) = run::mount(device.number, &dir, &file_system, read_only) {
-            let step = Step::Mount {
-                dir,
-                file_system,
-                read_only,
-            };
-            return Err(AttachError::Step {
-                image: name.to_string(),
-                step,
-                cause: Box::new(cause),
-                left: Vec::new(),
-            });
-        }
-        return Ok(Attached {
-            device: device.device(),
-            read_only,
-            mode: Mode::User,
-            _owner: None,
-        });
+    if let Some(device) = clear(name, place)? {
+        let already = || AttachError::AlreadyAttached {
+            name: name.clone(),
+            device: device.path.clone(),
+        };
+        let dir = mount.filter(|_| !options.temporary).ok_or_else(already)?;
+        return mount_attached(name, &device, options, dir, &file_system).unwrap_or_else(|| Err(already()));
     }
+    let choice = mode::choose(options.mode, || match Dm::probe() {
+        Support::Yes => Ok(()),
+        Support::No { why } => Err(why),
+    })?;
+    match choice.mode.is_kernel() {
+        true => mapped::attach(store, name, place, &Dm::open()?, options, choice, mount),
+        false => attach_user(store, name, place, options, choice, mount),
+    }
+}
+
+/// Mounts what is attached and not mounted; `None` when it is not attached as it is wanted now.
+fn mount_attached(
+    name: &ImageName,
+    device: &Device,
+    options: &AttachOptions,
+    dir: &Path,
+    file_system: &str,
+) -> Option<Result<Attached, AttachError>> {
+    if !device.mounts.is_empty() {
+        return Some(Err(AttachError::AlreadyMounted {
+            name: name.clone(),
+            at: device.mounts.clone(),
+        }));
+    }
+    if (device.read_only && !options.read_only) || options.mode.is_some_and(|mode| mode != device.mode) {
+        return None;
+    }
+    let read_only = options.read_only || device.read_only;
+    let mounted = run::mount(&device.path, dir, file_system, read_only).map_err(|cause| AttachError::Step {
+        image: name.to_string(),
+        step: Step::Mount {
+            dir: dir.into(),
+            file_system: file_system.into(),
+            read_only,
+        },
+        cause: Box::new(cause),
+        left: Vec::new(),
+    });
+    Some(mounted.map(|()| Attached {
+        device: device.path.clone(),
+        read_only,
+        mode: device.mode,
+        _owner: None,
+    }))
+}
+
+fn attach_user(
+    store: &Store,
+    name: &ImageName,
+    place: &Place,
+    options: &AttachOptions,
+    choice: Choice,
+    mount: Option<&Path>,
+) -> Result<Attached, AttachError> {
+    let program = options.program.clone().unwrap_or_else(Program::installed);
+    let read_only = options.read_only;
     let lock = lock_image(store, name)?;
     // Under the lock it cannot change any more.
     let mut record = store.image(name)?;
@@ -200,7 +290,7 @@ fn attach_in(
     let wanted = plan::Wanted {
         read_only,
         has_head: record.head.is_some(),
-        mount: mount.map(|dir| (dir, file_system.as_str())),
+        mount: mount.map(|dir| (dir, record.file_system.as_str())),
     };
     let owner = match options.temporary {
         true => Some(place.make().and_then(|()| place.own()).map_err(|source| AttachError::Io {
@@ -211,7 +301,7 @@ fn attach_in(
         false => None,
     };
     let steps = plan::attach(&wanted);
-    let dir = store.image_dir(place.image);
+    let (dir, mode) = (store.image_dir(place.image), choice.mode);
     let device = go(
         &steps,
         place,
@@ -221,7 +311,7 @@ fn attach_in(
             dir,
             lock: &lock,
             program,
-            choice: Choice { mode, why },
+            choice,
         },
     )?;
     Ok(Attached {
@@ -256,19 +346,17 @@ fn go(steps: &[Step], place: &Place, target: &mut Target) -> Result<PathBuf, Att
     let made = run::attach(steps, place, target).map_err(|failed| AttachError::from_failed(&name, failed))?;
     let number = made.expect("a plan to attach makes a device");
     tracing::info!(image = %name, device = number, "attached");
-    Ok(PathBuf::from(format!("/dev/loop{number}")))
+    Ok(run::loop_path(number))
 }
 
 /// Leaves nothing of the image in the kernel, unless it is attached.
-fn clear(name: &ImageName, place: &Place) -> Result<(), AttachError> {
-    let seen = look(place)?;
-    match seen.attached() {
-        Some(device) if !place.is_orphan() => Err(AttachError::AlreadyAttached {
-            name: name.clone(),
-            device: device.device(),
-        }),
-        None if seen.is_nothing() => Ok(()),
-        _ => take_away(name, place, &seen),
+fn clear(name: &ImageName, place: &Place) -> Result<Option<Device>, AttachError> {
+    let there = There::look(place)?;
+    let is_orphan = place.is_orphan() || (place.is_temporary() && !place.has_owner());
+    match there.attached() {
+        Some(device) if !is_orphan => Ok(Some(device)),
+        None if there.is_nothing() && !place.is_marked() => Ok(None),
+        _ => there.take_away(name, place).map(|()| None),
     }
 }
 

@@ -25,7 +25,7 @@ pub use crate::format::head::HeadBounds;
 pub use error::StoreError;
 pub use gc::{GcReport, Removed};
 pub use image::{HeadRecord, HistoryEntry, ImageListing, ImageRecord, Published};
-pub use lock::ImageLock;
+pub use lock::{Guard, ImageLock};
 pub use make::make_head;
 pub use objects::{Description, ObjectInfo, ObjectKind, ObjectPaths};
 pub use problems::Problem;
@@ -50,6 +50,7 @@ const FOLDERS: [&str; 6] = ["objects", "images", "incoming", "trust", "tmp", "jo
 pub struct Store {
     root: PathBuf,
     id: StoreId,
+    guard: Option<Guard>,
 }
 
 impl Store {
@@ -63,9 +64,14 @@ impl Store {
         }
         let id = parse_version(&version, &fs::read_bounded(&version, 4096)?)?;
         let root = std::path::absolute(root).at("resolve", root)?;
-        let store = Store { root, id };
+        let store = Store { root, id, guard: None };
         store.recover()?;
         Ok(store)
+    }
+
+    /// Has `guard` asked of every image that is locked from now on.
+    pub fn set_guard(&mut self, guard: Guard) {
+        self.guard = Some(guard);
     }
 
     pub fn id(&self) -> StoreId {

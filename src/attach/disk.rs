@@ -43,6 +43,8 @@ pub struct HeadFile {
     pub bounds: HeadBounds,
 }
 
+type Files = Vec<Arc<dyn ReadAt>>;
+
 /// A disk cannot be made of its files.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
@@ -105,8 +107,26 @@ impl DiskFiles {
 
     /// The sealed part.
     pub fn chain(&self) -> Result<Chain, DiskError> {
+        let (layers, files) = self.open_deltas()?;
+        let failed = |error| self.chain_error(error);
+        Chain::new(ChainMap::build(&layers, self.virtual_size).map_err(failed)?, files).map_err(failed)
+    }
+
+    /// What the sealed deltas say of themselves.
+    pub fn layers(&self) -> Result<Vec<Layer>, DiskError> {
+        Ok(self.open_deltas()?.0)
+    }
+
+    pub(super) fn chain_error(&self, error: ChainError) -> DiskError {
+        DiskError::Chain {
+            name: self.name.clone(),
+            source: Box::new(error),
+        }
+    }
+
+    fn open_deltas(&self) -> Result<(Vec<Layer>, Files), DiskError> {
         let mut layers = Vec::with_capacity(self.deltas.len());
-        let mut files: Vec<Arc<dyn ReadAt>> = Vec::with_capacity(self.deltas.len());
+        let mut files: Files = Vec::with_capacity(self.deltas.len());
         for DeltaFile { path, digest } in &self.deltas {
             let file = FileIo(open(path, false)?);
             let table = Sealed::open(&file).map_err(|source| DiskError::Delta {
@@ -123,11 +143,7 @@ impl DiskFiles {
             });
             files.push(Arc::new(file));
         }
-        let failed = |error| DiskError::Chain {
-            name: self.name.clone(),
-            source: Box::new(error),
-        };
-        Chain::new(ChainMap::build(&layers, self.virtual_size).map_err(failed)?, files).map_err(failed)
+        Ok((layers, files))
     }
 }
 

@@ -41,6 +41,18 @@ pub enum AttachError {
         path: PathBuf,
         source: io::Error,
     },
+    #[error(
+        "image \"{name}\" has {deltas} deltas, and mode stack takes at most {}: use flat",
+        super::recipe::MAX_LEVELS
+    )]
+    TooDeep { name: ImageName, deltas: usize },
+    /// Nothing was changed yet.
+    #[error("image \"{image}\"")]
+    Unmade {
+        image: String,
+        #[source]
+        cause: Box<StepError>,
+    },
     /// `left`: what could not be undone, or is still to be taken away.
     #[error("image \"{image}\": {step}{}", left_behind(left))]
     Step {
@@ -67,10 +79,10 @@ impl AttachError {
         )
     }
 
-    pub(super) fn in_use(name: &dyn std::fmt::Display, number: u32, mounts: &[PathBuf]) -> AttachError {
+    pub(super) fn in_use(name: &dyn std::fmt::Display, device: &std::path::Path, mounts: &[PathBuf]) -> AttachError {
         AttachError::InUse {
             name: name.to_string(),
-            by: format!("/dev/loop{number} is mounted at {}", list(mounts)),
+            by: format!("{} is mounted at {}", device.display(), list(mounts)),
         }
     }
 
@@ -99,6 +111,8 @@ impl AttachError {
                 "/dev/loop{number} is open, or mounted in another mount namespace{}",
                 holders(*number)
             ),
+            Step::RemoveDevice { device } => format!("device {device} is open, or mounted in another mount namespace"),
+            Step::FreeLoop { number, .. } => format!("/dev/loop{number} is open{}", holders(*number)),
             _ => "somebody is in its FUSE directory".to_string(),
         };
         AttachError::InUse {

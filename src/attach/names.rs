@@ -118,7 +118,7 @@ impl LoopId {
     pub fn name(self, store: StoreId) -> String {
         match self {
             LoopId::Delta(digest) => format!("{}{}", delta_prefix(store), hex::encode(&digest.0[..16])),
-            LoopId::Head(image) => format!("blockbt-{store}-head-{image}"),
+            LoopId::Head(image) => format!("{}{image}", head_prefix(store)),
             LoopId::Meta(chain) => format!("{}{chain}", meta_prefix(store)),
             LoopId::User(image) => format!("{}{image}", user_prefix(store)),
         }
@@ -127,6 +127,11 @@ impl LoopId {
     /// The image whose loop in user mode has this name.
     pub fn user_image(name: &str, store: StoreId) -> Option<ImageId> {
         name.strip_prefix(&user_prefix(store))?.parse().ok()
+    }
+
+    /// The image whose head's loop has this name.
+    pub fn head_image(name: &str, store: StoreId) -> Option<ImageId> {
+        name.strip_prefix(&head_prefix(store))?.parse().ok()
     }
 
     /// Whether this is the name of a loop that several images of `store` may use.
@@ -148,6 +153,10 @@ impl fmt::Display for LoopId {
 
 fn delta_prefix(store: StoreId) -> String {
     format!("blockbt-{store}-delta-")
+}
+
+fn head_prefix(store: StoreId) -> String {
+    format!("blockbt-{store}-head-")
 }
 
 fn meta_prefix(store: StoreId) -> String {

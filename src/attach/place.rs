@@ -12,15 +12,20 @@ use crate::store::Store;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// How long a verb waits for another one on the same image.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOG_FILE: &str = "server.log";
 const OWNER_FILE: &str = "owner.lock";
+/// What the directory of the kernel modes is called, before the boot's id: one from another boot is of no use.
+pub const MAPPED: &str = "mapped-";
+/// In the marker of a temporary device.
+const TEMPORARY: &[u8] = b"temporary\n";
 const MAX_STATE: u64 = 64 << 10;
 
 /// One image's places.
@@ -59,6 +64,77 @@ impl Place {
 
     fn state(&self) -> PathBuf {
         self.dir().join("state.json")
+    }
+
+    /// Where the kernel modes of this boot have their files: not one directory an image, so that a look at the run directory costs the same
+    /// with a thousand of them.
+    pub fn mapped_dir(&self) -> PathBuf {
+        mapped_dir(&self.run_dir)
+    }
+
+    /// The kernel modes' `state.json`.
+    pub fn mapped_state(&self) -> PathBuf {
+        self.mapped_dir().join(format!("{}.json", self.image))
+    }
+
+    pub fn make_mapped(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(self.mapped_dir())
+    }
+
+    pub fn remove_mapped(&self) -> io::Result<()> {
+        missing_is_fine(fs::remove_file(self.mapped_state()))
+    }
+
+    fn marker(&self) -> PathBuf {
+        doing_dir(&self.run_dir).join(self.image.to_string())
+    }
+
+    /// Says that a verb changes what the kernel modes have of the image. `temporary`: until this process is gone.
+    pub fn mark(&self, temporary: bool) -> io::Result<Marker> {
+        let path = self.marker();
+        loop {
+            DirBuilder::new().recursive(true).mode(0o700).create(doing_dir(&self.run_dir))?;
+            let mut file = match open_lock(&path) {
+                // A sweep has just removed the empty directory.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            };
+            if temporary {
+                rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+                file.write_all(TEMPORARY)?;
+            }
+            return Ok(Marker { path, file: Some(file) });
+        }
+    }
+
+    /// Whether a verb is at work on the image, or died while it was.
+    pub fn is_marked(&self) -> bool {
+        self.marker().exists()
+    }
+
+    /// Whether a process that lives wants the image attached for itself.
+    pub fn has_owner(&self) -> bool {
+        let opened = OpenOptions::new().read(true).open(self.marker());
+        opened.and_then(|file| try_lock(&file)).is_ok_and(|free| !free)
+    }
+
+    /// Whether it was attached for one process alone.
+    pub fn is_temporary(&self) -> bool {
+        fs::read(self.marker()).is_ok_and(|text| text == TEMPORARY)
+    }
+
+    /// Waits until no other verb makes or removes devices that images share.
+    pub fn lock_devices(&self) -> io::Result<DevicesLock> {
+        let path = self.run_dir.join("devices.lock");
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.run_dir)?;
+        let file = open_lock(&path)?;
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
+                Ok(()) => return Ok(DevicesLock { file }),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// The name that the loop device of user mode bears.
@@ -150,19 +226,75 @@ impl Place {
     }
 
     pub fn write_state(&self, state: &State) -> io::Result<()> {
-        let draft = self.dir().join("state.json.new");
+        let path = match state.mode.is_kernel() {
+            true => self.mapped_state(),
+            false => self.state(),
+        };
+        let draft = path.with_extension("json.new");
         fs::write(&draft, serde_json::to_vec_pretty(state)?)?;
-        fs::rename(draft, self.state())
+        fs::rename(draft, path)
     }
 
     /// `None` if there is none, if it makes no sense, or if it is from before a reboot.
     pub fn read_state(&self) -> Option<State> {
-        let path = self.state();
-        if fs::metadata(&path).ok()?.len() > MAX_STATE {
-            return None;
+        read_state(&self.mapped_state()).or_else(|| read_state(&self.state()))
+    }
+}
+
+fn read_state(path: &Path) -> Option<State> {
+    if fs::metadata(path).ok()?.len() > MAX_STATE {
+        return None;
+    }
+    let state: State = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    (state.boot_id == boot_id().ok()?).then_some(state)
+}
+
+/// Of a run directory: the kernel modes' files of this boot.
+pub fn mapped_dir(run_dir: &Path) -> PathBuf {
+    run_dir.join(format!("{MAPPED}{}", boot_id().unwrap_or_default()))
+}
+
+/// Of a run directory: a marker for each image that a verb of the kernel modes is at work on.
+pub fn doing_dir(run_dir: &Path) -> PathBuf {
+    run_dir.join("doing")
+}
+
+/// A verb is at work. Dropped without [`Marker::done`] it stays: then the next verb looks what there is.
+#[derive(Debug)]
+pub struct Marker {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl Marker {
+    /// The one that is there.
+    pub fn of(place: &Place) -> Marker {
+        Marker {
+            path: place.marker(),
+            file: None,
         }
-        let state: State = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-        (state.boot_id == boot_id().ok()?).then_some(state)
+    }
+
+    pub fn done(self) -> io::Result<()> {
+        missing_is_fine(fs::remove_file(&self.path))
+    }
+
+    /// Whoever has it is the owner of a temporary device.
+    pub fn into_owner(self) -> Option<File> {
+        self.file
+    }
+}
+
+/// Held while devices that images share are made or removed.
+#[derive(Debug)]
+pub struct DevicesLock {
+    file: File,
+}
+
+impl Drop for DevicesLock {
+    // Not by closing alone: a child that another thread has just forked may have a copy.
+    fn drop(&mut self) {
+        let _goes_with_its_descriptor = rustix::fs::flock(&self.file, FlockOperation::Unlock);
     }
 }
 
@@ -247,6 +379,12 @@ impl RootIdentity {
     }
 }
 
+/// Of this boot; asked for once.
 pub fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_string())
+    static KNOWN: OnceLock<String> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(known.clone());
+    }
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_string();
+    Ok(KNOWN.get_or_init(|| id).clone())
 }

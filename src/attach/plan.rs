@@ -2,6 +2,9 @@
 //!
 //! Pure: no calls, no files. Invariant: a plan to attach starts from nothing, and a plan to take away leaves nothing.
 
+pub mod mapped;
+
+use super::names::{DeviceId, LoopId};
 use super::seen::Seen;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,9 +19,24 @@ pub enum Step {
     StartServer {
         read_only: bool,
     },
-    AttachLoop {
+    /// User mode's device.
+    AttachFuse {
         read_only: bool,
     },
+    /// A loop that images share, where it is not there.
+    AttachLoop {
+        id: LoopId,
+    },
+    /// The head's, in its full length.
+    AttachHead {
+        read_only: bool,
+    },
+    MakeDevice {
+        device: DeviceId,
+        read_only: bool,
+    },
+    /// What images share may be changed by others again.
+    UnlockDevices,
     /// `mount`: where the device is to be mounted.
     WriteState {
         read_only: bool,
@@ -37,6 +55,18 @@ pub enum Step {
     Flush {
         number: u32,
     },
+    FlushDevice {
+        device: DeviceId,
+    },
+    RemoveDevice {
+        device: DeviceId,
+    },
+    FreeLoop {
+        number: u32,
+        name: String,
+    },
+    /// State.json of a kernel mode.
+    RemoveState,
     DetachLoop {
         number: u32,
         dead: bool,
@@ -55,7 +85,15 @@ impl fmt::Display for Step {
             Step::MakePlace => f.write_str("make the run directory"),
             Step::MakeHead => f.write_str("make a head"),
             Step::StartServer { .. } => f.write_str("start the FUSE server"),
-            Step::AttachLoop { .. } => f.write_str("make the loop device"),
+            Step::AttachFuse { .. } => f.write_str("make the loop device"),
+            Step::AttachLoop { id } => write!(f, "make the {id}"),
+            Step::AttachHead { .. } => f.write_str("make the loop of the head"),
+            Step::MakeDevice { device, .. } => write!(f, "make device {device}"),
+            Step::UnlockDevices => f.write_str("unlock the store's devices"),
+            Step::FlushDevice { device } => write!(f, "flush device {device}"),
+            Step::RemoveDevice { device } => write!(f, "remove device {device}"),
+            Step::FreeLoop { number, name } => write!(f, "free /dev/loop{number}, {name}"),
+            Step::RemoveState => f.write_str("remove state.json"),
             Step::WriteState { .. } => f.write_str("write state.json"),
             Step::Mount { dir, .. } => write!(f, "mount at {}", dir.display()),
             Step::Unmount { dir, .. } => write!(f, "unmount {}", dir.display()),
@@ -91,7 +129,7 @@ pub fn attach(wanted: &Wanted) -> Vec<Step> {
     if !read_only && !wanted.has_head {
         steps.push(Step::MakeHead);
     }
-    steps.extend([Step::StartServer { read_only }, Step::AttachLoop { read_only }]);
+    steps.extend([Step::StartServer { read_only }, Step::AttachFuse { read_only }]);
     if let Some((dir, file_system)) = wanted.mount {
         steps.push(Step::Mount {
             dir: dir.into(),
@@ -173,7 +211,7 @@ mod tests {
                     mount: Some("/mnt".into()),
                 },
                 Step::StartServer { read_only: false },
-                Step::AttachLoop { read_only: false },
+                Step::AttachFuse { read_only: false },
                 mount
             ]
         );

@@ -2,13 +2,18 @@
 //!
 //! Refuses to choose steps. Invariant: after a failed attach either nothing of it is left, or the error lists what is.
 
-use super::disk::DiskFiles;
+pub mod mapped;
+
+use super::disk::{DiskError, DiskFiles};
 use super::mode::Choice;
 use super::place::{Place, RootIdentity, State, boot_id};
 use super::plan::Step;
+use super::recipe::RecipeError;
 use super::spawn::{self, Program};
+use super::stop;
 use crate::blockio::FileIo;
 use crate::format::head::{Head, HeadError};
+use crate::ids::ImageName;
 use crate::kernel::{KernelError, loops, mounts};
 use crate::store::{HeadRecord, ImageLock, ImageRecord, Store, StoreError};
 use crate::units::ChunkSize;
@@ -37,6 +42,10 @@ pub enum StepError {
         path: PathBuf,
         source: io::Error,
     },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
     #[error("head {}", path.display())]
     Head { path: PathBuf, source: HeadError },
     #[error("run {program}")]
@@ -84,34 +93,47 @@ pub struct Failed {
 ///
 /// Returns the loop device's number.
 pub fn attach(steps: &[Step], place: &Place, target: &mut Target) -> Result<Option<u32>, Failed> {
-    let mut device = None;
+    let name = target.record.name.clone();
+    let mut work = (target, None);
+    let apply = |work: &mut (&mut Target, Option<u32>), step: &Step| apply(step, place, work.0, &mut work.1);
+    let undo = |work: &mut (&mut Target, Option<u32>), step: &Step| undo(step, place, work.1);
+    steps_or_undo(&mut work, &name, steps, apply, undo).map(|()| work.1)
+}
+
+fn steps_or_undo<W>(
+    work: &mut W,
+    image: &ImageName,
+    steps: &[Step],
+    apply: impl Fn(&mut W, &Step) -> Result<(), StepError>,
+    undo: impl Fn(&mut W, &Step) -> Result<(), StepError>,
+) -> Result<(), Failed> {
     for (done, step) in steps.iter().enumerate() {
-        tracing::debug!(image = %target.record.name, %step, "attach");
-        if let Err(cause) = apply(step, place, target, &mut device) {
-            let undo = |step: &&Step| match undo(step, place, device) {
-                Ok(()) => false,
-                Err(error) => {
+        tracing::debug!(%image, %step, "attach");
+        if let Err(cause) = apply(work, step) {
+            let mut left = Vec::new();
+            for step in steps[..done].iter().rev() {
+                if let Err(error) = undo(work, step) {
                     tracing::warn!(%step, %error, "could not be undone");
-                    true
+                    left.push(step.clone());
                 }
-            };
-            let left = steps[..done].iter().rev().filter(undo).cloned().collect();
+            }
             return Err(Failed {
                 step: step.clone(),
                 cause: Box::new(cause),
                 left,
             });
         }
+        stop::step("attach", step);
     }
-    Ok(device)
+    Ok(())
 }
 
 fn apply(step: &Step, place: &Place, target: &mut Target, device: &mut Option<u32>) -> Result<(), StepError> {
     match step {
         Step::MakePlace => place.make().map_err(StepError::io("make", place.dir())),
-        Step::MakeHead => make_head(target),
+        Step::MakeHead => make_head(target.store, &mut target.record),
         Step::StartServer { read_only } => start_server(place, target, *read_only),
-        Step::AttachLoop { read_only } => {
+        Step::AttachFuse { read_only } => {
             let wanted = loops::Attach {
                 file: &place.disk(),
                 name: &place.loop_name(),
@@ -125,12 +147,17 @@ fn apply(step: &Step, place: &Place, target: &mut Target, device: &mut Option<u3
             *device = Some(made.number);
             Ok(())
         }
-        Step::WriteState { read_only, mount } => write_state(place, target, *read_only, mount.clone()),
+        Step::WriteState { read_only, mount } => {
+            write_state(place, target.store, &target.record, &target.choice, *read_only, mount.clone())
+        }
         Step::Mount {
             dir,
             file_system,
             read_only,
-        } => mount(device.expect("a plan mounts what it has attached"), dir, file_system, *read_only),
+        } => {
+            let number = device.expect("a plan mounts what it has attached");
+            mount(&loop_path(number), dir, file_system, *read_only)
+        }
         other => take_away(other, place),
     }
 }
@@ -142,7 +169,7 @@ fn undo(step: &Step, place: &Place, device: Option<u32>) -> Result<(), StepError
             take_away(&Step::UnmountFuse { dead: false }, place)?;
             take_away(&Step::AwaitServer, place)
         }
-        Step::AttachLoop { .. } => match device {
+        Step::AttachFuse { .. } => match device {
             Some(number) => take_away(&Step::DetachLoop { number, dead: false }, place),
             None => Ok(()),
         },
@@ -183,8 +210,8 @@ pub fn take_away(step: &Step, place: &Place) -> Result<(), StepError> {
     }
 }
 
-fn make_head(target: &mut Target) -> Result<(), StepError> {
-    let path = target.dir.join("head.delta");
+fn make_head(store: &Store, record: &mut ImageRecord) -> Result<(), StepError> {
+    let path = store.head_path(&record.name);
     // One that image.json does not know of is left from a power cut, or from a commit: it holds nothing.
     let file = OpenOptions::new()
         .read(true)
@@ -194,16 +221,17 @@ fn make_head(target: &mut Target) -> Result<(), StepError> {
         .mode(0o600)
         .open(&path);
     let file = file.map_err(StepError::io("make", &path))?;
-    let head = target.record.new_head(ChunkSize::HEAD);
+    let head = record.new_head(ChunkSize::HEAD);
     if let Err(source) = new_head(file, &head) {
         // It may have part of the space that it was to have.
         std::fs::remove_file(&path).map_err(StepError::io("remove", &path))?;
         return Err(StepError::Head { path, source });
     }
-    File::open(&target.dir)
+    let dir = store.image_dir(record.id());
+    File::open(&dir)
         .and_then(|dir| dir.sync_all())
-        .map_err(StepError::io("sync", &target.dir))?;
-    target.record = target.store.update_image(&target.record.name, |record| record.head = Some(head))?;
+        .map_err(StepError::io("sync", &dir))?;
+    *record = store.update_image(&record.name, |record| record.head = Some(head))?;
     Ok(())
 }
 
@@ -220,30 +248,40 @@ fn start_server(place: &Place, target: &Target, read_only: bool) -> Result<(), S
     spawn::server(&target.program, place, lock)
 }
 
-fn write_state(place: &Place, target: &Target, read_only: bool, mount: Option<PathBuf>) -> Result<(), StepError> {
+fn write_state(
+    place: &Place,
+    store: &Store,
+    record: &ImageRecord,
+    choice: &Choice,
+    read_only: bool,
+    mount: Option<PathBuf>,
+) -> Result<(), StepError> {
     let write = || {
         place.write_state(&State {
-            name: target.record.name.clone(),
-            root: RootIdentity::of(target.store.root())?,
+            name: record.name.clone(),
+            root: RootIdentity::of(store.root())?,
             boot_id: boot_id()?,
             read_only,
-            mount: mount.clone(),
-            mode: target.choice.mode,
-            why: target.choice.why.clone(),
+            mount,
+            mode: choice.mode,
+            why: choice.why.clone(),
         })
     };
     write().map_err(StepError::io("write state.json in", place.dir()))
 }
 
 /// Mounts the file system of a device that is there.
-pub fn mount(number: u32, dir: &Path, file_system: &str, read_only: bool) -> Result<(), StepError> {
+pub fn mount(device: &Path, dir: &Path, file_system: &str, read_only: bool) -> Result<(), StepError> {
     // Clones of one image have the same UUID, which xfs refuses to mount twice.
     let options = (file_system == "xfs").then_some("nouuid");
-    let device = PathBuf::from(format!("/dev/loop{number}"));
-    mounts::mount_device(&device, dir, file_system, options, read_only).map_err(|error| match error.is_read_only() {
+    mounts::mount_device(device, dir, file_system, options, read_only).map_err(|error| match error.is_read_only() {
         true => StepError::Journal(error),
         false => error.into(),
     })
+}
+
+pub fn loop_path(number: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/loop{number}"))
 }
 
 fn await_server(place: &Place) -> Result<(), StepError> {

@@ -2,6 +2,12 @@
 //!
 //! Refuses to change anything. Invariant: it asks the kernel, never a file of ours, whether something is attached.
 
+mod mapped;
+
+#[cfg(test)]
+pub use mapped::ImageSeen;
+pub use mapped::{MappedSeen, Mounts, device_mapper, device_path};
+
 use super::place::Place;
 use crate::kernel::loops::LoopDevice;
 use crate::kernel::mounts::Mount;

@@ -7,7 +7,7 @@ use super::seeding::Running;
 use super::{Backend, ErrorKind, Handler, Progress, Reply, Request, Role, ServiceError, Settings};
 use crate::attach;
 use crate::catalog::{Catalog, CatalogError};
-use crate::store::Store;
+use crate::store::{Guard, Store};
 use crate::swarm::Swarm;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -77,7 +77,10 @@ impl Backend for Stores {
 impl Engine {
     /// Opens the store; makes one where there is none.
     pub fn open(settings: &Settings, role: Role) -> Result<Engine, ServiceError> {
-        let store = Store::open(&settings.root)?;
+        let mut store = Store::open(&settings.root)?;
+        store.set_guard(Guard::new(|store, image| {
+            attach::is_mapped(store, image).map_err(std::io::Error::other)
+        }));
         let index = match role {
             Role::Daemon => Some(Catalog::open(&store)?),
             Role::Command => None,

@@ -4,16 +4,17 @@
 
 use super::engine::Engine;
 use super::{
-    AttachInfo, DeltaInfo, Diff, DiffExtent, DiffReply, ErrorKind, HeadInfo, HistoryInfo, Info, InfoReply, ListEntry, ListReply,
-    PublishedInfo, ServiceError, TreeDelta, TreeReply, Unreadable,
+    AttachInfo, DeltaInfo, Diff, DiffExtent, DiffReply, DmInfo, ErrorKind, HeadInfo, HistoryInfo, Info, InfoReply, ListEntry, ListReply,
+    PublishedInfo, ServiceError, SnapshotInfo, TreeDelta, TreeReply, Unreadable,
 };
-use crate::attach::{self, AttachState, Condition};
+use crate::attach::{self, AttachState, Condition, DeviceTable};
 use crate::chain::{ChainMap, Change, diff, union};
 use crate::format::head::HeadBounds;
-use crate::ids::{Digest, ImageName};
+use crate::ids::{Digest, ImageId, ImageName};
+use crate::kernel::dm::SnapshotStatus;
 use crate::store::{ImageRecord, ObjectInfo, ObjectKind};
 use crate::sys;
-use crate::units::{Bytes, DiskChunk};
+use crate::units::{Bytes, DiskChunk, Sectors};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -21,7 +22,11 @@ use std::path::Path;
 impl Engine {
     pub(super) fn info(&self, ask: Info) -> Result<InfoReply, ServiceError> {
         let record = self.store.image(&ask.name)?;
-        let attached = self.attached()?.remove(&record.name);
+        let attached = attach::state(&self.store, record.id())?.filter(|state| state.condition == Condition::Attached);
+        let dm = match ask.dm {
+            true => Some(attach::tables(&self.store, record.id())?.into_iter().map(dm_info).collect()),
+            false => None,
+        };
         let chain = record
             .chain
             .iter()
@@ -54,7 +59,7 @@ impl Engine {
             next_head,
             published,
             history: history.collect(),
-            dm: ask.dm.then(Vec::new),
+            dm,
             name: record.name,
         })
     }
@@ -80,7 +85,7 @@ impl Engine {
         let mut attached = self.attached()?;
         let sizes = self.object_sizes()?;
         let images = listing.images.into_iter().map(|record| {
-            let state = attached.remove(&record.name);
+            let state = attached.remove(&record.id());
             let sealed: u64 = record
                 .chain
                 .iter()
@@ -94,7 +99,7 @@ impl Engine {
                 deltas: record.chain.len() as u64,
                 dir: state.as_ref().and_then(|state| state.mounts.last().cloned()),
                 mode: state.as_ref().map(|state| state.mode),
-                snapshot: None,
+                snapshot: state.as_ref().and_then(|state| state.snapshot).map(|status| word(status).into()),
                 device: state.and_then(|state| state.device),
                 published: record.published.is_some(),
                 name: record.name,
@@ -195,11 +200,11 @@ impl Engine {
         Ok(self.disk_files(record, true).chain()?.into_map())
     }
 
-    /// What is attached, by name.
-    fn attached(&self) -> Result<BTreeMap<ImageName, AttachState>, ServiceError> {
+    /// What is attached.
+    fn attached(&self) -> Result<BTreeMap<ImageId, AttachState>, ServiceError> {
         let states = attach::states(&self.store)?;
-        let named = states.into_iter().filter(|state| state.condition == Condition::Attached);
-        Ok(named.filter_map(|state| Some((state.name.clone()?, state))).collect())
+        let attached = states.into_iter().filter(|state| state.condition == Condition::Attached);
+        Ok(attached.map(|state| (state.image, state)).collect())
     }
 
     pub(super) fn object_sizes(&self) -> Result<BTreeMap<Digest, ObjectInfo>, ServiceError> {
@@ -219,8 +224,42 @@ fn attach_info(state: AttachState) -> Option<AttachInfo> {
         read_only: state.read_only,
         mode: state.mode,
         why: state.why,
-        snapshot: None,
+        snapshot: state.snapshot.map(snapshot_info),
     })
+}
+
+fn snapshot_info(status: SnapshotStatus) -> SnapshotInfo {
+    let (used, total, metadata) = match status {
+        SnapshotStatus::Used { used, total, metadata } => (used, total, metadata),
+        _ => (0, 0, 0),
+    };
+    let bytes = |sectors| Sectors(sectors).bytes().unwrap_or_default();
+    SnapshotInfo {
+        state: word(status).into(),
+        used_bytes: bytes(used),
+        total_bytes: bytes(total),
+        metadata_bytes: bytes(metadata),
+    }
+}
+
+fn word(status: SnapshotStatus) -> &'static str {
+    match status {
+        SnapshotStatus::Used { .. } => "ok",
+        SnapshotStatus::Invalid => "invalid",
+        SnapshotStatus::Overflow => "overflow",
+        SnapshotStatus::MergeFailed => "merge-failed",
+        SnapshotStatus::Unknown => "unknown",
+    }
+}
+
+fn dm_info(device: DeviceTable) -> DmInfo {
+    DmInfo {
+        name: device.name,
+        uuid: device.uuid,
+        device: device.device,
+        read_only: device.read_only,
+        table: device.table.to_string(),
+    }
 }
 
 pub(super) fn allocated(path: &Path) -> Bytes {

@@ -78,15 +78,13 @@ impl Engine {
     /// What the kernel has of an image.
     pub(super) fn state(&self, name: &ImageName) -> Result<AttachState, ServiceError> {
         self.store.image(name)?;
-        let id = ImageId::of(name);
-        let found = attach::states(&self.store)?.into_iter().find(|state| state.image == id);
+        let found = attach::state(&self.store, ImageId::of(name))?;
         Ok(found.ok_or_else(|| AttachError::NotAttached { name: name.clone() })?)
     }
 
     fn is_mounted(&self, name: &ImageName) -> Result<bool, ServiceError> {
-        let id = ImageId::of(name);
-        let states = attach::states(&self.store)?;
-        Ok(states.iter().any(|state| state.image == id && !state.mounts.is_empty()))
+        let state = attach::state(&self.store, ImageId::of(name))?;
+        Ok(state.is_some_and(|state| !state.mounts.is_empty()))
     }
 
     /// An error of attaching. What a FUSE server says before it dies is only words, so the chain is asked whether it is damaged.

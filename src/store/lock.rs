@@ -6,10 +6,12 @@ use super::error::{At, StoreError};
 use super::{Store, fs};
 use crate::ids::{ImageId, ImageName};
 use rustix::fs::FlockOperation;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,24 @@ use std::time::{Duration, Instant};
 pub struct ImageLock {
     file: File,
     handed_on: AtomicBool,
+}
+
+/// Whether somebody uses an image who holds no lock on it: the kernel does, when it has the image attached and no process of ours lives.
+#[derive(Clone)]
+pub struct Guard(Arc<Asked>);
+
+type Asked = dyn Fn(&Store, ImageId) -> io::Result<bool> + Send + Sync;
+
+impl Guard {
+    pub fn new(is_used: impl Fn(&Store, ImageId) -> io::Result<bool> + Send + Sync + 'static) -> Guard {
+        Guard(Arc::new(is_used))
+    }
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Guard")
+    }
 }
 
 /// The store's lock, shared: nothing is collected meanwhile.
@@ -81,7 +101,15 @@ impl Store {
     /// Errors: [`StoreError::InUse`], [`StoreError::NotFound`]; never waits.
     pub fn lock_image(&self, name: &ImageName) -> Result<ImageLock, StoreError> {
         self.recover()?;
-        self.lock_image_raw(name)
+        let lock = self.lock_image_raw(name)?;
+        // Under the lock: whoever attaches takes it first.
+        let id = ImageId::of(name);
+        match &self.guard {
+            Some(Guard(is_used)) if is_used(self, id).at("ask who uses", &self.image_dir(id))? => {
+                Err(StoreError::InUse { name: name.clone() })
+            }
+            _ => Ok(lock),
+        }
     }
 
     pub(super) fn lock_image_raw(&self, name: &ImageName) -> Result<ImageLock, StoreError> {

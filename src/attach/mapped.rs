@@ -1,0 +1,375 @@
+//! The kernel modes: an image through device-mapper, and away again.
+//!
+//! Refuses to know FUSE. Invariant: from before the first change in the kernel until after the last a marker says that a verb is at work, so
+//! that the next one finds what a dead one left without a look at anything else.
+
+use super::below::{self, Node};
+use super::error::AttachError;
+use super::mode::{Choice, Mode};
+use super::names::{DeviceId, LoopId};
+use super::place::{Marker, Place};
+use super::plan::{Step, mapped as plan};
+use super::recipe::{Base, Level, MAX_LEVELS, Numbers, Sealed, Top, TopHead};
+use super::run::StepError;
+use super::run::mapped::{self as run, Work};
+use super::seen::{MappedSeen, Mounts, device_path};
+use super::table::{self, From};
+use super::{AttachOptions, Attached, DiskFiles, lock_image, refuse_bounds, stop};
+use crate::chain::{ChainMap, Layer};
+use crate::ids::{ChainId, Digest, ImageName};
+use crate::kernel::dm::Dm;
+use crate::kernel::loops;
+use crate::store::{ImageRecord, Store};
+use crate::units::{Bytes, ChunkSize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Makes the image's device; nothing of the image is attached.
+pub fn attach(
+    store: &Store,
+    name: &ImageName,
+    place: &Place,
+    dm: &Dm,
+    options: &AttachOptions,
+    choice: Choice,
+    mount: Option<&Path>,
+) -> Result<Attached, AttachError> {
+    let _lock = lock_image(store, name)?;
+    // Under the lock it cannot change any more.
+    let mut record = store.image(name)?;
+    refuse_bounds(&record, options)?;
+    record.next_head = options.bounds.over(record.next_head);
+    if !record.frozen.is_empty() {
+        return Err(AttachError::Frozen {
+            name: name.clone(),
+            count: record.frozen.len(),
+        });
+    }
+    if choice.mode == Mode::Stack && record.chain.len() > MAX_LEVELS {
+        return Err(AttachError::TooDeep {
+            name: name.clone(),
+            deltas: record.chain.len(),
+        });
+    }
+    let marker = place.mark(options.temporary).map_err(at_work(place))?;
+    stop::point("attach.mark");
+    let mode = choice.mode;
+    match make(store, place, dm, options.read_only, choice, record, mount) {
+        Ok(()) => {
+            let owner = match options.temporary {
+                true => marker.into_owner(),
+                false => {
+                    marker.done().map_err(at_work(place))?;
+                    None
+                }
+            };
+            let device = device_path(&DeviceId::Image(place.image).name(place.store));
+            tracing::info!(image = %name, device = %device.display(), %mode, "attached");
+            Ok(Attached {
+                device,
+                read_only: options.read_only,
+                mode,
+                _owner: owner,
+            })
+        }
+        Err(error) => {
+            // What could not be undone is for the next verb.
+            if !matches!(&error, AttachError::Step { left, .. } if !left.is_empty()) {
+                marker.done().map_err(at_work(place))?;
+            }
+            Err(error)
+        }
+    }
+}
+
+fn make(
+    store: &Store,
+    place: &Place,
+    dm: &Dm,
+    read_only: bool,
+    choice: Choice,
+    record: ImageRecord,
+    mount: Option<&Path>,
+) -> Result<(), AttachError> {
+    let devices = place.lock_devices().map_err(at_work(place))?;
+    let mut kit = Kit {
+        store,
+        place,
+        dm,
+        numbers: Numbers::default(),
+    };
+    let unmade = |cause: StepError| AttachError::Unmade {
+        image: record.name.to_string(),
+        cause: Box::new(cause),
+    };
+    let under = kit.base(&record, choice.mode).map_err(unmade)?;
+    let file_system = record.file_system.clone();
+    let steps = plan::attach(&plan::Wanted {
+        image: place.image,
+        read_only,
+        has_head: record.head.is_some(),
+        mount: mount.map(|dir| (dir, file_system.as_str())),
+        below: under.steps,
+    });
+    let has_head = record.head.is_some() || !read_only;
+    let top = Top {
+        base: under.base,
+        virtual_size: record.virtual_size,
+        head: has_head.then(|| TopHead {
+            smallest_size: record.head.map_or(record.virtual_size, |head| head.smallest_size),
+            chunk: ChunkSize::HEAD,
+            reserve: record.bounds().reserve,
+        }),
+        read_only,
+    };
+    let name = record.name.clone();
+    let mut work = Work {
+        store,
+        place,
+        record,
+        dm,
+        choice,
+        sealed: under.sealed,
+        top,
+        numbers: kit.numbers,
+        loops: BTreeMap::new(),
+        devices: Some(devices),
+    };
+    work.attach(&steps).map_err(|failed| AttachError::from_failed(&name, failed))
+}
+
+/// What an image stands on, and how it is to be made where it is not there.
+struct Under {
+    base: Option<Base>,
+    sealed: Sealed,
+    steps: Vec<Step>,
+}
+
+struct Kit<'a> {
+    store: &'a Store,
+    place: &'a Place,
+    dm: &'a Dm,
+    numbers: Numbers,
+}
+
+impl Kit<'_> {
+    fn base(&mut self, record: &ImageRecord, mode: Mode) -> Result<Under, StepError> {
+        if record.chain.is_empty() {
+            return Ok(Under {
+                base: None,
+                sealed: Sealed::Nothing,
+                steps: Vec::new(),
+            });
+        }
+        let chain = ChainId::of(&record.chain);
+        let device = match mode {
+            Mode::Stack => DeviceId::Level(chain),
+            _ => DeviceId::Lower(chain),
+        };
+        if let Some(size) = self.there(device)? {
+            return Ok(Under {
+                base: Some(Base { device, size }),
+                sealed: Sealed::Nothing,
+                steps: Vec::new(),
+            });
+        }
+        let files = DiskFiles::of(record, self.store, self.store.head_path(&record.name), true);
+        let layers = files.layers()?;
+        let size = layers.last().map_or(Bytes::ZERO, |layer| layer.virtual_size);
+        let base = Some(Base { device, size });
+        let (sealed, steps) = match mode {
+            Mode::Stack => self.stack(record, &layers)?,
+            _ => {
+                let map = ChainMap::build(&layers, size).map_err(|error| files.chain_error(error))?;
+                self.flat(chain, record, &map)?
+            }
+        };
+        Ok(Under { base, sealed, steps })
+    }
+
+    /// The size of a shared device that is there, whose number is noted.
+    fn there(&mut self, device: DeviceId) -> Result<Option<Bytes>, StepError> {
+        match self.dm.info(&device.uuid(self.place.store))? {
+            Some(info) if info.has_table => {
+                self.numbers.devices.insert(device, info.device);
+                Ok(below::size_of(info.device))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// What a dead verb left of devices that we are about to make, and on which nothing stands.
+    fn stale(&self, devices: &[DeviceId]) -> Result<Vec<Step>, StepError> {
+        let mut steps = Vec::new();
+        for device in devices {
+            if self.dm.info(&device.uuid(self.place.store))?.is_some() {
+                steps.push(Step::RemoveDevice { device: *device });
+            }
+        }
+        Ok(steps)
+    }
+
+    fn flat(&mut self, chain: ChainId, record: &ImageRecord, map: &ChainMap) -> Result<(Sealed, Vec<Step>), StepError> {
+        let table = table::flat(map);
+        let mut is_used = vec![false; record.chain.len()];
+        for piece in &table.pieces {
+            if let From::Delta { index, .. } = piece.from {
+                is_used[index] = true;
+            }
+        }
+        for stretch in table.short.iter().flat_map(|short| &short.concat) {
+            is_used[stretch.index] = true;
+        }
+        let all = record.chain.iter().zip(is_used);
+        let mut used: Vec<Digest> = all.filter_map(|(digest, is_used)| is_used.then_some(*digest)).collect();
+        used.sort_unstable();
+        used.dedup();
+        self.find_loops(&used)?;
+        let mut steps = self.stale(&[
+            DeviceId::Lower(chain),
+            DeviceId::Short(chain),
+            DeviceId::Cow(chain),
+            DeviceId::Zero(chain),
+        ])?;
+        let looped = |digest: &Digest| self.numbers.loops.contains_key(&LoopId::Delta(*digest));
+        steps.extend(plan::flat(chain, &used, looped, table.short.is_some()));
+        let digests = record.chain.clone();
+        Ok((Sealed::Flat { chain, digests, table }, steps))
+    }
+
+    fn stack(&mut self, record: &ImageRecord, layers: &[Layer]) -> Result<(Sealed, Vec<Step>), StepError> {
+        let level = |(index, layer): (usize, &Layer)| Level {
+            chain: ChainId::of(&record.chain[..=index]),
+            digest: layer.digest,
+            size: layer.virtual_size,
+            chunk: layer.chunk_size,
+        };
+        let levels: Vec<Level> = layers.iter().enumerate().map(level).collect();
+        let mut first = levels.len();
+        while first > 0 && self.there(DeviceId::Level(levels[first - 1].chain))?.is_none() {
+            first -= 1;
+        }
+        let is_padded = |index: usize| index > 0 && levels[index].is_padded(&levels[index - 1]);
+        let wanted: Vec<plan::Level> = (first..levels.len())
+            .map(|index| plan::Level {
+                chain: levels[index].chain,
+                digest: levels[index].digest,
+                is_padded: is_padded(index),
+            })
+            .collect();
+        let digests: Vec<Digest> = wanted.iter().map(|level| level.digest).collect();
+        self.find_loops(&digests)?;
+        let parts = wanted
+            .iter()
+            .rev()
+            .flat_map(|level| [DeviceId::Level(level.chain), DeviceId::Pad(level.chain)]);
+        let mut stale: Vec<DeviceId> = parts.collect();
+        if first == 0 {
+            // A flat chain of this one delta may have it: then it is used as it is.
+            let zero = DeviceId::Zero(levels[0].chain);
+            if self.there(zero)?.is_none() {
+                stale.push(zero);
+            }
+        }
+        let mut steps = self.stale(&stale)?;
+        let looped = |digest: &Digest| self.numbers.loops.contains_key(&LoopId::Delta(*digest));
+        let made = plan::stack(&wanted, first == 0, looped);
+        let is_there = |step: &Step| matches!(step, Step::MakeDevice { device, .. } if self.numbers.devices.contains_key(device));
+        steps.extend(made.into_iter().filter(|step| !is_there(step)));
+        Ok((Sealed::Stack(levels), steps))
+    }
+
+    /// The loops that are there already, found by name and by the file beneath: a copy of the store has the same names.
+    fn find_loops(&mut self, digests: &[Digest]) -> Result<(), StepError> {
+        let named: BTreeMap<String, Digest> = digests
+            .iter()
+            .map(|digest| (LoopId::Delta(*digest).name(self.place.store), *digest))
+            .collect();
+        for found in loops::find(|name| named.contains_key(name))? {
+            let Some(digest) = found.name.as_ref().and_then(|name| named.get(name)) else {
+                continue;
+            };
+            let path = self.store.object_paths(digest).delta;
+            let file = fs::metadata(&path).map_err(StepError::io("look at", &path))?;
+            let is_it = (found.file_device, found.file_inode) == (Some(file.dev()), Some(file.ino()));
+            if is_it && found.read_only && !found.dying {
+                self.numbers.loops.insert(LoopId::Delta(*digest), loops::dev_no(found.number)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes away what there is of the image, and what it alone stood on.
+///
+/// `half_done`: a verb died, so that there may be shared devices on which nothing stands yet, or any more.
+pub fn take_away(name: &dyn std::fmt::Display, place: &Place, dm: &Dm, seen: &MappedSeen, half_done: bool) -> Result<(), AttachError> {
+    let marker = place.mark(false).map_err(at_work(place))?;
+    stop::point("detach.mark");
+    if let Err(error) = go(name, place, dm, &plan::take_away(seen)) {
+        // As it was, or nearly: nothing is left half done as long as the device is there.
+        if !place.is_temporary() && matches!(dm.info(&DeviceId::Image(place.image).uuid(place.store)), Ok(Some(_))) {
+            marker.done().map_err(at_work(place))?;
+        }
+        return Err(error);
+    }
+    release(name, place, dm, || match seen.base {
+        Some(base) if !half_done => below::under(dm, place.store, base),
+        _ if half_done => below::all(dm, place.store),
+        _ => Ok(Vec::new()),
+    })?;
+    go(name, place, dm, &[Step::RemoveState])?;
+    marker.done().map_err(at_work(place))?;
+    tracing::info!(image = %name, "detached");
+    Ok(())
+}
+
+/// Takes away what is shared and unused.
+pub fn release(
+    name: &dyn std::fmt::Display,
+    place: &Place,
+    dm: &Dm,
+    nodes: impl FnOnce() -> Result<Vec<Node>, AttachError>,
+) -> Result<(), AttachError> {
+    let _devices = place.lock_devices().map_err(at_work(place))?;
+    go(name, place, dm, &below::release(&nodes()?))
+}
+
+fn go(name: &dyn std::fmt::Display, place: &Place, dm: &Dm, steps: &[Step]) -> Result<(), AttachError> {
+    for (done, step) in steps.iter().enumerate() {
+        tracing::debug!(image = %name, %step, "take away");
+        if let Err(cause) = run::take_away(step, place, dm) {
+            return Err(AttachError::from_taking(name, step, cause, &steps[done..]));
+        }
+        stop::step("detach", step);
+    }
+    Ok(())
+}
+
+/// What dead verbs left of one image whose marker is there. Whoever calls has the image's run lock. Says whether something was taken away.
+pub fn sweep(store_place: &Place, dm: &Dm) -> Result<bool, AttachError> {
+    let place = store_place;
+    let seen = MappedSeen::look(dm, place.store, place.image, true, &Mounts::default())?;
+    // Its maker had come to the end, all but the marker's.
+    let is_done = seen.attached().is_some()
+        && place
+            .read_state()
+            .is_none_or(|state| state.mount.is_none() || !seen.mounts.is_empty());
+    if is_done && !place.is_temporary() {
+        Marker::of(place).done().map_err(at_work(place))?;
+        return Ok(false);
+    }
+    take_away(&place.image, place, dm, &seen, true)?;
+    Ok(true)
+}
+
+pub fn at_work(place: &Place) -> impl FnOnce(std::io::Error) -> AttachError {
+    let path = place.mapped_dir();
+    move |source| AttachError::Io {
+        doing: "work in",
+        path,
+        source,
+    }
+}

@@ -1,0 +1,237 @@
+//! The steps of the kernel modes, done and undone.
+//!
+//! Invariant: what images share is touched only under the store's devices lock, and what somebody else uses by then stays.
+
+use super::{Failed, PATIENCE, StepError, make_head, mount, steps_or_undo, write_state};
+use crate::attach::mode::Choice;
+use crate::attach::names::{DeviceId, LoopId};
+use crate::attach::place::{DevicesLock, Place};
+use crate::attach::plan::Step;
+use crate::attach::recipe::{Numbers, Sealed, Top};
+use crate::attach::seen::device_path;
+use crate::blockio::FileIo;
+use crate::format::head::Head;
+use crate::kernel::dm::{DevNo, Dm, New};
+use crate::kernel::{loops, mounts};
+use crate::store::{ImageRecord, Store};
+use crate::units::Bytes;
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+/// What somebody else stands on by now is not waited for.
+const SHARED_PATIENCE: Duration = Duration::ZERO;
+/// The longest file of many file systems, where a head of the largest disk does not fit with all its metadata.
+const LONGEST: Bytes = Bytes((16 << 40) - 4096);
+
+/// An attach that is being made.
+pub struct Work<'a> {
+    pub store: &'a Store,
+    pub place: &'a Place,
+    pub record: ImageRecord,
+    pub dm: &'a Dm,
+    pub choice: Choice,
+    pub sealed: Sealed,
+    pub top: Top,
+    pub numbers: Numbers,
+    /// Loops that we made, or found.
+    pub loops: BTreeMap<LoopId, u32>,
+    pub devices: Option<DevicesLock>,
+}
+
+impl Work<'_> {
+    /// Does all the steps, or undoes those that it did.
+    pub fn attach(&mut self, steps: &[Step]) -> Result<(), Failed> {
+        let name = self.record.name.clone();
+        steps_or_undo(self, &name, steps, Work::apply, Work::undo)
+    }
+
+    fn apply(&mut self, step: &Step) -> Result<(), StepError> {
+        match step {
+            Step::WriteState { read_only, mount } => {
+                self.place.make_mapped().map_err(StepError::io("make", self.place.mapped_dir()))?;
+                write_state(self.place, self.store, &self.record, &self.choice, *read_only, mount.clone())
+            }
+            Step::MakeHead => make_head(self.store, &mut self.record),
+            Step::AttachLoop { id } => self.attach_loop(*id),
+            Step::AttachHead { read_only } => self.attach_head(*read_only),
+            Step::MakeDevice { device, read_only } => self.make_device(*device, *read_only),
+            Step::UnlockDevices => {
+                self.devices = None;
+                Ok(())
+            }
+            Step::Mount {
+                dir,
+                file_system,
+                read_only,
+            } => mount(&device_path(&self.image_name()), dir, file_system, *read_only),
+            other => take_away(other, self.place, self.dm),
+        }
+    }
+
+    fn undo(&mut self, step: &Step) -> Result<(), StepError> {
+        match step {
+            Step::WriteState { .. } => take_away(&Step::RemoveState, self.place, self.dm),
+            Step::AttachLoop { id } => self.free(*id, SHARED_PATIENCE),
+            Step::AttachHead { .. } => self.free(LoopId::Head(self.place.image), PATIENCE),
+            Step::MakeDevice { device, .. } if device.is_shared() => {
+                self.lock_devices()?;
+                match self.dm.remove(&device.uuid(self.place.store), SHARED_PATIENCE) {
+                    Err(error) if error.is_busy() => Ok(()),
+                    other => Ok(other?),
+                }
+            }
+            Step::MakeDevice { device, .. } => take_away(&Step::RemoveDevice { device: *device }, self.place, self.dm),
+            Step::Mount { dir, .. } => Ok(mounts::unmount(dir, PATIENCE)?),
+            // An empty head changes no byte of the disk.
+            _ => Ok(()),
+        }
+    }
+
+    fn lock_devices(&mut self) -> Result<(), StepError> {
+        if self.devices.is_none() {
+            let lock = self.place.lock_devices();
+            self.devices = Some(lock.map_err(StepError::io("lock the devices of", self.place.mapped_dir()))?);
+        }
+        Ok(())
+    }
+
+    fn image_name(&self) -> String {
+        DeviceId::Image(self.place.image).name(self.place.store)
+    }
+
+    fn free(&mut self, id: LoopId, patience: Duration) -> Result<(), StepError> {
+        let Some(number) = self.loops.remove(&id) else { return Ok(()) };
+        match loops::detach(number, &id.name(self.place.store), patience) {
+            Err(error) if error.is_busy() && patience == SHARED_PATIENCE => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    fn attach_loop(&mut self, id: LoopId) -> Result<(), StepError> {
+        let name = id.name(self.place.store);
+        let wanted = |file| loops::Attach {
+            file,
+            name: &name,
+            read_only: true,
+            direct_io: false,
+        };
+        let made = match id {
+            LoopId::Delta(digest) => loops::attach(&wanted(&self.store.object_paths(&digest).delta))?,
+            _ => {
+                let dir = self.place.mapped_dir();
+                let file = self.metadata().map_err(StepError::io("write metadata in", &dir))?;
+                loops::attach_open(&file.0, &wanted(&dir))?
+            }
+        };
+        self.note_loop(id, made.number)
+    }
+
+    /// What a flat chain's short runs begin with, in a file without a name: it lives as long as its loop.
+    fn metadata(&self) -> io::Result<FileIo> {
+        let dir = self.place.mapped_dir();
+        let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+        let file = FileIo(rustix::fs::open(dir, flags, rustix::fs::Mode::RUSR)?.into());
+        if let Sealed::Flat { table, .. } = &self.sealed
+            && let Some(short) = &table.short
+        {
+            short.metadata.write(&file)?;
+        }
+        Ok(file)
+    }
+
+    pub fn note_loop(&mut self, id: LoopId, number: u32) -> Result<(), StepError> {
+        self.loops.insert(id, number);
+        self.numbers.loops.insert(id, loops::dev_no(number)?);
+        Ok(())
+    }
+
+    fn attach_head(&mut self, read_only: bool) -> Result<(), StepError> {
+        let path = self.store.head_path(&self.record.name);
+        let (size, bounds) = (self.record.virtual_size, self.record.bounds());
+        let file = OpenOptions::new().read(true).write(!read_only).open(&path);
+        let file = file.map_err(StepError::io("open", &path))?;
+        let failed = |source| StepError::Head {
+            path: path.clone(),
+            source,
+        };
+        let opened = match read_only {
+            true => Head::open_read_only(FileIo(file)),
+            false => Head::open_within(FileIo(file), size, bounds),
+        };
+        let opened = opened.map_err(failed)?;
+        if let Some(head) = &mut self.top.head {
+            head.chunk = opened.chunk_size();
+        }
+        let file = &opened.io().0;
+        if !read_only {
+            let wanted = opened.full_len(size, bounds.limit_bytes).map_err(failed)?;
+            lengthen(file, wanted).map_err(StepError::io("lengthen", &path))?;
+        }
+        let id = LoopId::Head(self.place.image);
+        let wanted = loops::Attach {
+            file: &path,
+            name: &id.name(self.place.store),
+            read_only,
+            direct_io: true,
+        };
+        let made = loops::attach_open(file, &wanted)?;
+        self.note_loop(id, made.number)
+    }
+
+    fn make_device(&mut self, device: DeviceId, read_only: bool) -> Result<(), StepError> {
+        let table = match device.is_shared() {
+            true => self.sealed.table(device, &self.numbers)?,
+            false => self.top.table(device, &self.numbers)?,
+        };
+        let (name, uuid) = (device.name(self.place.store), device.uuid(self.place.store));
+        let is_image = matches!(device, DeviceId::Image(_));
+        let new = New {
+            name: &name,
+            uuid: &uuid,
+            read_only,
+            internal: !is_image,
+        };
+        let number: DevNo = self.dm.create(&new, &table)?;
+        self.numbers.devices.insert(device, number);
+        if is_image && let Err(error) = self.dm.make_node(&name, number) {
+            self.dm.remove(&uuid, PATIENCE)?;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+}
+
+/// As long as the head may become.
+fn lengthen(file: &File, wanted: Bytes) -> io::Result<()> {
+    let there = file.metadata()?.len();
+    match file.set_len(wanted.0.max(there)) {
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => file.set_len(LONGEST.0.max(there)),
+        other => other,
+    }
+}
+
+/// Does one step of taking away.
+pub fn take_away(step: &Step, place: &Place, dm: &Dm) -> Result<(), StepError> {
+    match step {
+        Step::FlushDevice { device } => flush(&device_path(&device.name(place.store))),
+        Step::RemoveDevice { device } => {
+            dm.remove(&device.uuid(place.store), PATIENCE)?;
+            if let DeviceId::Image(_) = device {
+                dm.remove_node(&device.name(place.store))?;
+            }
+            Ok(())
+        }
+        Step::FreeLoop { number, name } => Ok(loops::detach(*number, name, PATIENCE)?),
+        Step::RemoveState => place.remove_mapped().map_err(StepError::io("remove", place.mapped_state())),
+        other => super::take_away(other, place),
+    }
+}
+
+fn flush(device: &Path) -> Result<(), StepError> {
+    File::open(device)
+        .and_then(|device| device.sync_all())
+        .map_err(StepError::io("flush", device))
+}
