@@ -59,7 +59,7 @@ fn by_name(name: &str, map: &ChainMap) -> FlatTable {
     let rule = Rule {
         linear_targets: 0,
         long: Bytes(long),
-        longest: Bytes(long),
+        most_targets: usize::MAX,
         ..Rule::MEASURED
     };
     flat_by(map, &rule)

@@ -63,25 +63,27 @@ pub struct Concat {
     pub len: u64,
 }
 
-/// When there is a short device, and which runs are in it.
+/// When there is a short device, and which runs are in it. Figures: `kernel-notes/flat-table.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
     /// Up to so many targets there is no short device.
     pub linear_targets: usize,
-    /// Runs and holes of so many bytes are long.
+    /// Runs of so many bytes are long: as chunks they would cost more than as targets. Doubled while there are more targets than `most_targets`.
     pub long: Bytes,
-    /// While there are more targets than this, first no hole beside a short run is long any more, and then `long` is doubled ...
+    /// Holes of so many bytes have a target of their own also beside a short run, unless there are more than `targets`.
+    pub long_hole: Bytes,
     pub targets: usize,
-    /// ... up to this.
-    pub longest: Bytes,
+    /// Well below the kernel's limit of 1,048,576.
+    pub most_targets: usize,
 }
 
 impl Rule {
     pub const MEASURED: Rule = Rule {
-        linear_targets: 8_000,
-        long: Bytes(64 << 10),
-        targets: 12_000,
-        longest: Bytes(256 << 10),
+        linear_targets: 32_000,
+        long: Bytes(32 << 10),
+        long_hole: Bytes(1 << 20),
+        targets: 32_000,
+        most_targets: 500_000,
     };
 }
 
@@ -102,17 +104,17 @@ pub fn flat_by(map: &ChainMap, rule: &Rule) -> FlatTable {
 }
 
 fn mixed(map: &ChainMap, rule: &Rule) -> Cut {
-    let (mut long, mut hole) = (rule.long, rule.long);
+    let any_hole = map.size();
+    if let Some(cut) = Cut::of(map, rule.long, rule.long_hole, rule.targets) {
+        return cut;
+    }
+    let mut long = rule.long;
     loop {
-        let is_last = hole == map.size() && long >= rule.longest;
-        let limit = if is_last { usize::MAX } else { rule.targets };
-        if let Some(cut) = Cut::of(map, long, hole, limit) {
-            return cut;
+        let limit = if long < map.size() { rule.most_targets } else { usize::MAX };
+        match Cut::of(map, long, any_hole, limit) {
+            Some(cut) => return cut,
+            None => long = Bytes(long.0 * 2),
         }
-        if hole == map.size() {
-            long = Bytes(long.0 * 2);
-        }
-        hole = map.size();
     }
 }
 

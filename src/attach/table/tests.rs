@@ -74,8 +74,10 @@ fn any_chain(depth: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Layer>>
 }
 
 prop_compose! {
-    fn any_rule()(linear_targets in 0usize..60, long in 3u32..10, doublings in 0u32..4, targets in 0usize..100) -> Rule {
-        Rule { linear_targets, long: Bytes(KIB << long), targets, longest: Bytes(KIB << (long + doublings)) }
+    fn any_rule()(
+        linear_targets in 0usize..60, long in 3u32..12, long_hole in 3u32..12, targets in 0usize..100, most_targets in 0usize..200,
+    ) -> Rule {
+        Rule { linear_targets, long: Bytes(KIB << long), long_hole: Bytes(KIB << long_hole), targets, most_targets }
     }
 }
 
@@ -193,11 +195,11 @@ proptest! {
             if from.is_some() && len.is_multiple_of(8) {
                 prop_assert_eq!(inside, len * SECTOR < rule.long.0);
             } else if inside {
-                prop_assert!(from.is_none() && len * SECTOR < rule.long.0, "only short holes");
+                prop_assert!(from.is_none() && len * SECTOR < rule.long_hole.0, "only short holes");
             }
         }
         for pair in table.pieces.windows(2) {
-            let small = |piece: &Piece| piece.from == From::Short || (piece.from == From::Zero && piece.len * SECTOR < rule.long.0);
+            let small = |piece: &Piece| piece.from == From::Short || (piece.from == From::Zero && piece.len * SECTOR < rule.long_hole.0);
             prop_assert!(!(small(&pair[0]) && small(&pair[1])), "two targets where one would do: {:?}", pair);
         }
     }
@@ -219,48 +221,50 @@ fn comb(runs: u64, len: u64) -> ChainMap {
 
 #[test]
 fn few_targets_are_linear_alone() {
-    let map = comb(3_900, 1);
+    let map = comb(15_900, 1);
     let table = flat(&map);
     // An area ends in the middle of the long run.
-    assert_eq!((table.pieces.len(), &table.short), (2 * 3_900 + 3, &None));
+    assert_eq!((table.pieces.len(), &table.short), (2 * 15_900 + 3, &None));
     assert_eq!(by_table(&table), by_map(&map));
 }
 
 #[test]
-fn the_threshold_doubles_while_there_are_too_many_targets() {
-    for (runs, kib, want_targets, want_long) in [
-        // Runs of 32 KiB are short at once, runs of 64 and 128 are when there are too many, runs of 256 never.
-        (5_000, 32, 3..8, 64),
-        (5_000, 64, 10_002..10_008, 64),
-        (20_000, 64, 3..8, 128),
-        (20_000, 128, 3..8, 256),
-        (20_000, 256, 40_002..41_000, 256),
+fn of_many_runs_the_short_ones_are_gathered() {
+    let few = Rule {
+        linear_targets: 1_000,
+        targets: 1_000,
+        most_targets: 3_000,
+        ..Rule::MEASURED
+    };
+    for (rule, runs, kib, want) in [
+        (Rule::MEASURED, 17_000, 4, 3..8),
+        (few, 1_500, 16, 3..8),
+        (few, 1_200, 32, 2_400..2_500),
+        (few, 1_600, 32, 3..8),
     ] {
         let map = comb(runs, kib / 4);
-        let table = flat(&map);
-        assert!(
-            want_targets.contains(&table.targets()),
-            "{runs} runs of {kib} KiB: {} targets",
-            table.targets()
-        );
-        let by_hand = Rule {
-            long: Bytes(want_long * KIB),
-            longest: Bytes(want_long * KIB),
-            ..Rule::MEASURED
-        };
-        assert_eq!(table, flat_by(&map, &by_hand), "{runs} runs of {kib} KiB");
+        let table = flat_by(&map, &rule);
+        let targets = table.targets();
+        assert!(want.contains(&targets), "{runs} runs of {kib} KiB: {targets} targets");
+        assert_eq!(by_table(&table), by_map(&map));
     }
 }
 
 #[test]
 fn holes_have_no_targets_where_there_would_be_too_many() {
-    // Single blocks 256 KiB apart, then runs of 128 KiB.
-    let extents: Vec<(u64, u64)> = (0..10_000).map(|run| (run * 64, if run < 7_000 { 1 } else { 32 })).collect();
-    let map = map_of(&[layer(0, 4 * KIB, 10_000 * 256 * KIB, &extents)]);
-    let table = flat(&map);
-    // The runs that are long, and the holes between them; an area cuts some in two.
-    assert!((6_000..7_000).contains(&table.targets()), "{}", table.targets());
-    assert_eq!(by_table(&table), by_map(&map));
+    for (runs, want) in [(7_000, 18_000..19_000), (20_000, 4_000..5_000)] {
+        // Single blocks 1 MiB apart, then runs of 128 KiB, an area's end in some of them.
+        let extents: Vec<(u64, u64)> = (0..runs + 2_000).map(|run| (run * 256, if run < runs { 1 } else { 32 })).collect();
+        let map = map_of(&[layer(0, 4 * KIB, (runs + 2_000) * MIB, &extents)]);
+        let rule = Rule {
+            linear_targets: 0,
+            long_hole: Bytes(512 * KIB),
+            ..Rule::MEASURED
+        };
+        let table = flat_by(&map, &rule);
+        assert!(want.contains(&table.targets()), "{runs} blocks: {} targets", table.targets());
+        assert_eq!(by_table(&table), by_map(&map));
+    }
 }
 
 #[test]
