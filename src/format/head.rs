@@ -19,10 +19,12 @@ mod room;
 mod runs;
 #[cfg(test)]
 mod tests;
+mod trim;
 
 use room::len_for;
 pub use room::{HeadBounds, LimitError, check_limit, full_len, usable_len};
 use runs::Runs;
+pub use trim::trim;
 
 #[derive(Debug, thiserror::Error)]
 pub enum HeadError {

@@ -1,9 +1,9 @@
 //! A disk that is written, flushed, sealed, resized, merged and opened again, beside a plain list of bytes.
 
 use super::Dice;
-use crate::blockio::{BlockDevice, MemoryIo, ReadAt, WriteAt};
+use crate::blockio::{BlockDevice, MemoryIo, ReadAt};
 use crate::chain::{Chain, ChainMap, Disk, Layer, seal};
-use crate::format::head::Head;
+use crate::format::head::{Head, full_len, trim};
 use crate::format::seal::Sealer;
 use crate::format::sealed::Sealed;
 use crate::format::trailer::{Facts, FileSystem, SEAL_RULES};
@@ -123,17 +123,15 @@ impl Model {
 
     fn resize(&mut self) {
         let size = Bytes(SECTOR * (1 + self.dice.below(self.largest / SECTOR)));
-        self.head_clip = self.head_clip.min(size);
-        self.want.resize(size.0 as usize, 0);
-        // What the head has behind the new end goes for good; the chain's is hidden by the clip.
-        let head = self.disk.head().unwrap();
-        let bytes = head.chunk_size().bytes().0;
-        for exception in head.exceptions() {
-            let keep = size.0.saturating_sub(exception.disk.0 * bytes).min(bytes);
-            head.io()
-                .punch(Bytes(exception.file.0 * bytes + keep), Bytes(bytes - keep))
-                .unwrap();
+        if size < self.size() {
+            // What the head has behind the new end goes for good; the chain's is hidden by the clip.
+            self.disk.flush().unwrap();
+            let head = trim(self.disk.head().unwrap(), MemoryIo::default(), size).unwrap();
+            assert!(head.io().size().unwrap() <= full_len(size, head.chunk_size()).unwrap());
+            self.head_clip = self.head_clip.min(size);
+            self.disk = Disk::with_head(chain(&self.layers, size), head, self.head_clip);
         }
+        self.want.resize(size.0 as usize, 0);
         self.reopen(size);
     }
 
