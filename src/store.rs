@@ -17,6 +17,7 @@ mod make;
 mod objects;
 mod problems;
 mod recover;
+mod resize;
 pub mod stop;
 mod txn;
 mod untold;

@@ -108,6 +108,11 @@ pub fn rename_new(from: &Path, to: &Path) -> Result<(), StoreError> {
     rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE).at("rename to", to)
 }
 
+/// Two names change places, at once. Errors: also where the file system cannot do that.
+pub fn exchange(a: &Path, b: &Path) -> Result<(), StoreError> {
+    rustix::fs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).at("exchange for a prepared one", b)
+}
+
 pub fn unlink_if_there(path: &Path) -> Result<(), StoreError> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -219,12 +224,21 @@ pub fn link_or_copy(from: &Path, to: &Path) -> Result<(), StoreError> {
 
 /// A copy with the same holes, durable when it returns: a reflink where the file system can.
 pub fn copy(from: &Path, to: &Path, mode: u32) -> Result<(), StoreError> {
+    copy_then(from, to, mode, File::sync_all)
+}
+
+/// The same, as durable as any file that nobody syncs.
+pub fn copy_unsynced(from: &Path, to: &Path, mode: u32) -> Result<(), StoreError> {
+    copy_then(from, to, mode, |_| Ok(()))
+}
+
+fn copy_then(from: &Path, to: &Path, mode: u32, finish: impl FnOnce(&File) -> io::Result<()>) -> Result<(), StoreError> {
     let source = open_read(from)?;
     let target = File::options().write(true).create_new(true).mode(mode).open(to).at("make", to)?;
     if rustix::fs::ioctl_ficlone(&target, &source).is_err() {
         copy_data(&source, &target).at("copy to", to)?;
     }
-    target.sync_all().at("sync", to)
+    finish(&target).at("sync", to)
 }
 
 fn copy_data(source: &File, target: &File) -> io::Result<()> {

@@ -256,11 +256,14 @@ impl Store {
                 error
             }
         };
-        let folder = File::open(&dir).at("open", &dir).map_err(missing)?;
-        fs::wait_lock(&folder, FlockOperation::LockExclusive, &dir)?;
-        if !fs::is_at(&folder, &dir)? {
-            return Err(StoreError::NotFound { name: name.clone() });
-        }
+        // Removed, or exchanged for a prepared one, while we waited.
+        let _folder = loop {
+            let folder = File::open(&dir).at("open", &dir).map_err(missing)?;
+            fs::wait_lock(&folder, FlockOperation::LockExclusive, &dir)?;
+            if fs::is_at(&folder, &dir)? {
+                break folder;
+            }
+        };
         let mut record = self.image(name)?;
         change(&mut record);
         write_record(&dir, &record)?;

@@ -39,16 +39,7 @@ impl Txn {
     pub fn publish_image(&self, record: &ImageRecord) -> Result<(), StoreError> {
         let shared = self.store().share()?;
         let dir = self.image_dir();
-        for (index, digest) in record.chain.iter().enumerate() {
-            let missing = |error: StoreError| {
-                if error.is_missing() {
-                    StoreError::NoObject { digest: *digest }
-                } else {
-                    error
-                }
-            };
-            fs::link_or_copy(&self.store().object_paths(digest).delta, &dir.join(delta_name(index))).map_err(missing)?;
-        }
+        self.link_chain(record)?;
         self.write_new_record(&dir, record)?;
         stop::step(self.verb(), "prepared");
         claim(self.store(), &dir, &record.name)?;
@@ -59,8 +50,20 @@ impl Txn {
 }
 
 impl Txn {
+    /// Gives the prepared image the deltas of its chain. The caller has the store's lock.
+    pub(super) fn link_chain(&self, record: &ImageRecord) -> Result<(), StoreError> {
+        let dir = self.image_dir();
+        record.chain.iter().enumerate().try_for_each(|(index, digest)| {
+            let missing = |error: StoreError| match error.is_missing() {
+                true => StoreError::NoObject { digest: *digest },
+                false => error,
+            };
+            fs::link_or_copy(&self.store().object_paths(digest).delta, &dir.join(delta_name(index))).map_err(missing)
+        })
+    }
+
     /// The record of a new image, and its head: on disk together, before the image has its name.
-    fn write_new_record(&self, dir: &Path, record: &ImageRecord) -> Result<(), StoreError> {
+    pub(super) fn write_new_record(&self, dir: &Path, record: &ImageRecord) -> Result<(), StoreError> {
         let path = dir.join("image.json");
         fs::write_unsynced(&path, &record_bytes(&path, record)?, 0o600)?;
         let head = dir.join("head.delta");
@@ -99,7 +102,12 @@ impl Store {
         // Shared, from reading the chain until it is linked: should the source go meanwhile, its objects do not.
         let shared = self.share()?;
         let source = self.image(from)?;
-        let mut record = ImageRecord::new(name.clone(), source.virtual_size, &source.file_system);
+        // What the source's head has is not in the clone; nor is a size that only it has.
+        let size = match source.head {
+            Some(_) => self.sealed_size(&source)?,
+            None => source.virtual_size,
+        };
+        let mut record = ImageRecord::new(name.clone(), size, &source.file_system);
         record.chain = source.chain;
         record.next_head = bounds;
         let head = record.new_head(ChunkSize::HEAD);

@@ -90,7 +90,7 @@ impl Store {
             Some(Intent::Flatten { name }) => self.settle_flatten(id, name, lock)?,
             Some(Intent::Rename { from, to }) => self.settle_rename(from, to)?,
             // What these made is whole since one rename, or still in their folder.
-            Some(Intent::Create { .. } | Intent::Import { .. } | Intent::Clone { .. }) => {}
+            Some(Intent::Create { .. } | Intent::Import { .. } | Intent::Clone { .. } | Intent::Grow { .. } | Intent::Shrink { .. }) => {}
             Some(Intent::Pull { .. }) => self.sweep_arrived()?,
             Some(Intent::Publish { .. } | Intent::Rm { .. }) | None => {}
         }

@@ -31,6 +31,26 @@ pub fn digest(n: u64) -> Digest {
     Digest(Sha256::of(&n.to_le_bytes()).0)
 }
 
+/// Makes image `a` half as large, with another head.
+pub fn shrink(store: &Store) -> Result<Txn, StoreError> {
+    let (lock, record) = (store.lock_image(&name("a"))?, store.image(&name("a"))?);
+    let size = Bytes(1 << 19);
+    let txn = store.begin_resize(lock, &record, size)?;
+    txn.draft_head(&record)?;
+    let _lock = txn.new_image()?;
+    write(txn.image_dir().join("head.delta"), b"next head").map_err(|source| StoreError::Io {
+        doing: "write",
+        path: txn.image_dir(),
+        source,
+    })?;
+    let head = HeadRecord {
+        smallest_size: size,
+        ..record.head.unwrap()
+    };
+    txn.finish_refit(size, head, None)?;
+    Ok(txn)
+}
+
 pub fn description(n: u64, len: usize) -> Description {
     Description {
         version: Description::VERSION,

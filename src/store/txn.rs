@@ -45,6 +45,13 @@ pub enum Intent {
     Flatten {
         name: ImageName,
     },
+    /// Made by [`Store::begin_resize`], as is the next.
+    Grow {
+        name: ImageName,
+    },
+    Shrink {
+        name: ImageName,
+    },
     Rename {
         from: ImageName,
         to: ImageName,
@@ -86,7 +93,7 @@ pub struct Txn {
     id: String,
     intent: Intent,
     _owner: Moment,
-    lock: Option<ImageLock>,
+    pub(super) lock: Option<ImageLock>,
     finished: bool,
 }
 
@@ -100,6 +107,8 @@ impl Intent {
             Intent::Publish { .. } => "publish",
             Intent::Commit { .. } => "commit",
             Intent::Flatten { .. } => "flatten",
+            Intent::Grow { .. } => "grow",
+            Intent::Shrink { .. } => "shrink",
             Intent::Rename { .. } => "rename",
             Intent::Rm { .. } => "rm",
         }
@@ -122,6 +131,8 @@ impl Intent {
             | Intent::Publish { name }
             | Intent::Commit { name, .. }
             | Intent::Flatten { name }
+            | Intent::Grow { name }
+            | Intent::Shrink { name }
             | Intent::Rm { name } => vec![name],
         }
     }

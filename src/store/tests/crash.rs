@@ -47,6 +47,13 @@ fn run(store: &Store, verb: &str) -> Result<(), StoreError> {
             let keep = (store.image(&a)?.chain.len() - 1) / 2;
             flatten(store, "a", 7, keep)?.expect("there is something to do").done()
         }
+        "grow" => {
+            let (lock, record) = (store.lock_image(&a)?, store.image(&a)?);
+            let txn = store.begin_resize(lock, &record, Bytes(2 << 20))?;
+            txn.finish_grow(Bytes(2 << 20), HistoryEntry::now("resize", ""))?;
+            txn.done()
+        }
+        "shrink" => shrink(store)?.done(),
         "rename" => store.rename_image(&a, &x)?.1.done(),
         "rm" => store.remove_image(&a)?.done(),
         "publish" => {
@@ -95,6 +102,17 @@ fn is_there(store: &Store, verb: &str) -> bool {
             assert_aligned(store, "a");
             chain("a")[0] == digest(7)
         }
+        ("grow", ["a"]) => {
+            assert_eq!(head("a"), b"written head");
+            images["a"].virtual_size == Bytes(2 << 20)
+        }
+        ("shrink", ["a"]) => {
+            let is_small = images["a"].virtual_size == Bytes(1 << 19);
+            assert_eq!(head("a"), if is_small { &b"next head"[..] } else { b"written head" });
+            assert_eq!(chain("a"), [digest(1), digest(2)]);
+            assert!((0..2).all(|index| store.delta_path(&name("a"), index).exists()));
+            is_small
+        }
         ("rename", ["a"]) => false,
         ("rename", ["x"]) => images["x"].name == name("x") && head("x") == b"written head",
         ("rm", ["a"]) => false,
@@ -106,7 +124,7 @@ fn is_there(store: &Store, verb: &str) -> bool {
 }
 
 /// Points that only the whole verbs pass; `tests/` kills the real programs there.
-const OF_SERVICE: [&str; 8] = [
+const OF_SERVICE: [&str; 12] = [
     "create.sealed",
     "create.sidecars",
     "create.object",
@@ -115,6 +133,10 @@ const OF_SERVICE: [&str; 8] = [
     "import.sealed",
     "commit.sealed",
     "flatten.sealed",
+    "grow.mounted",
+    "grow.grown",
+    "shrink.fitted",
+    "shrink.trimmed",
 ];
 
 /// Runs a verb in a process of its own, which dies at `point`.
@@ -166,7 +188,8 @@ fn a_kill_at_any_stop_point_leaves_all_or_nothing() {
             "{point}"
         );
         let there = is_there(&store, verb);
-        let decided = matches!(step, "renamed" | "recorded" | "head" | "done" | "delta" | "relinked" | "aligned");
+        let done = ["renamed", "recorded", "exchanged", "head", "done", "delta", "relinked", "aligned"];
+        let decided = done.contains(&step);
         assert_eq!(there, decided, "{point}");
         assert!(journal.is_empty() || store.index_marker().exists(), "{point}");
 

@@ -32,7 +32,7 @@ impl Drop for SmallDisk {
 
 type Verb = (&'static str, fn(&Store) -> Result<Txn, StoreError>);
 
-const VERBS: [Verb; 7] = [
+const VERBS: [Verb; 8] = [
     ("create", |store| make(store, Intent::Create { name: name("x") }, &[])),
     ("import", |store| make(store, Intent::Import { name: name("x") }, &[7, 8])),
     ("pull", |store| make(store, Intent::Pull { name: name("x") }, &[1, 7])),
@@ -41,6 +41,7 @@ const VERBS: [Verb; 7] = [
     }),
     ("commit", |store| commit(store, "a", 7)),
     ("publish", publish),
+    ("shrink", shrink),
     ("rename", |store| store.rename_image(&name("a"), &name("x")).map(|(_, txn)| txn)),
 ];
 
