@@ -10,6 +10,7 @@
 mod below;
 mod disk;
 mod error;
+mod held;
 mod mapped;
 mod mode;
 mod names;
@@ -27,6 +28,7 @@ mod tables;
 
 pub use disk::{DiskError, DiskFiles};
 pub use error::AttachError;
+pub use held::attach_held;
 pub use mode::Mode;
 pub use plan::Step;
 pub use run::StepError;

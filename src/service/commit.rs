@@ -15,6 +15,7 @@ use crate::ids::{Digest, ImageName};
 use crate::store::{HistoryEntry, ImageRecord, StoreError, stop};
 use crate::units::{Bytes, ChunkSize};
 use std::fs::File;
+use std::path::Path;
 use std::time::Instant;
 
 /// From so many deltas on, `commit` proposes to flatten: each costs a loop device of 0.2 to 0.75 ms when the image is attached, and that is most of
@@ -59,7 +60,7 @@ impl Engine {
         })?;
         let sealed = sealer.finish()?;
         stop::point("commit.sealed");
-        if sealed.exceptions == 0 && !record.chain.is_empty() {
+        if sealed.exceptions == 0 && !record.chain.is_empty() && self.store.sealed_size(&record)? == record.virtual_size {
             return Ok(nothing(&record));
         }
         progress.update("sync", 0, None);
@@ -83,9 +84,13 @@ impl Engine {
 
     /// An image's head, for reading. The caller has the image locked, or can bear that it changes.
     pub(super) fn open_head(&self, name: &ImageName) -> Result<Head<FileIo>, ServiceError> {
-        let path = self.store.head_path(name);
-        let named = |error: ServiceError| error.of(format!("head {}", path.display()));
-        let file = File::open(&path).map_err(|error| named(ServiceError::from_error(ErrorKind::Failed, &error)))?;
-        Head::open_read_only(FileIo(file)).map_err(|error| named(error.into()))
+        open_head(&self.store.head_path(name))
     }
+}
+
+/// A head, for reading.
+pub(super) fn open_head(path: &Path) -> Result<Head<FileIo>, ServiceError> {
+    let named = |error: ServiceError| error.of(format!("head {}", path.display()));
+    let file = File::open(path).map_err(|error| named(ServiceError::from_error(ErrorKind::Failed, &error)))?;
+    Head::open_read_only(FileIo(file)).map_err(|error| named(error.into()))
 }

@@ -103,7 +103,7 @@ impl Engine {
         // After the store: a draft whose transaction is gone is nobody's.
         super::draft::sweep(&self.store)?;
         attach::sweep(&self.store)?;
-        super::export::sweep(&self.store);
+        super::own_mount::sweep(&self.store);
         Ok(())
     }
 

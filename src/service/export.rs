@@ -5,12 +5,13 @@
 use super::engine::Engine;
 use super::make::ms;
 use super::mount::failed;
+use super::own_mount::OwnMount;
 use super::{ErrorKind, Export, ExportReply, Progress, ServiceError};
 use crate::attach::{self, AttachOptions};
 use crate::chain::{Change, Source, union};
 use crate::files;
-use crate::ids::{ImageId, ImageName};
-use crate::store::{ImageRecord, Store};
+use crate::ids::ImageName;
+use crate::store::ImageRecord;
 use crate::units::{Bytes, DiskChunk};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -83,65 +84,24 @@ impl Engine {
 
     /// Through a read-only mount of its own.
     fn export_tar(&self, name: &ImageName, target: &File, progress: &dyn Progress) -> Result<u64, ServiceError> {
-        let dir = self
-            .store
-            .run_dir()
-            .join(format!("{PLACE}{}-{}", std::process::id(), ImageId::of(name)));
-        let _place = Place::new(&dir)?;
+        let place = OwnMount::new(&self.store, "export", name)?;
+        let dir = &place.dir;
         let options = AttachOptions {
             read_only: true,
             temporary: true,
             ..AttachOptions::default()
         };
-        let _mine = attach::mount(&self.store, name, &dir, &options)?;
+        let _mine = attach::mount(&self.store, name, dir, &options)?;
         let mut out = BufWriter::with_capacity(1 << 20, target);
         let mut tell = |bytes, _| progress.update("write", bytes, None);
-        let written = files::open_root(&dir)
-            .map_err(|error| failed("open", &dir, &error.into()))
+        let written = files::open_root(dir)
+            .map_err(|error| failed("open", dir, &error.into()))
             .and_then(|root| Ok(files::tar_out::export(&root, &mut out, &mut tell)?));
         attach::umount(&self.store, name)?;
         let stats = written?;
         out.flush()
             .map_err(|error| ServiceError::new(ErrorKind::Failed, "writing the archive").because(Some(&error)))?;
         Ok(stats.entries)
-    }
-}
-
-/// What a mount directory's name begins with, before the number of the process that made it and the image's id.
-const PLACE: &str = "export-";
-
-/// Removes the mount directories of dead exporters; what they had mounted went with their devices.
-pub(super) fn sweep(store: &Store) {
-    let Ok(entries) = fs::read_dir(store.run_dir()) else { return };
-    for entry in entries.filter_map(Result::ok) {
-        let name = entry.file_name();
-        let pid = name
-            .to_str()
-            .and_then(|name| name.strip_prefix(PLACE)?.split_once('-'))
-            .map(|(pid, _)| pid);
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
-            && let Err(error) = fs::remove_dir(entry.path())
-        {
-            tracing::warn!(dir = %entry.path().display(), cause = %error, "a mount directory stays");
-        }
-    }
-}
-
-/// A directory to mount on, removed with the value.
-struct Place(PathBuf);
-
-impl Place {
-    fn new(dir: &Path) -> Result<Place, ServiceError> {
-        fs::create_dir_all(dir).map_err(|error| failed("make", dir, &error))?;
-        Ok(Place(dir.into()))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.0) {
-            tracing::warn!(dir = %self.0.display(), cause = %error, "a mount directory stays");
-        }
     }
 }
 

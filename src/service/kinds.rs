@@ -3,6 +3,7 @@
 //! Refuses to know exit codes. Invariant: every error type that reaches `service` is here, once.
 
 use super::draft::DraftError;
+use super::fit::FitError;
 use super::{ErrorKind, ServiceError};
 use crate::attach::{AttachError, DiskError};
 use crate::catalog::CatalogError;
@@ -88,6 +89,14 @@ fn swarm(error: &SwarmError) -> ErrorKind {
     }
 }
 
+fn fit(error: &FitError) -> ErrorKind {
+    match error {
+        FitError::TooSmall { .. } => ErrorKind::Usage,
+        FitError::Damaged(_) => ErrorKind::Damaged,
+        _ => ErrorKind::Failed,
+    }
+}
+
 macro_rules! kinds {
     ($($Error:ty => $kind:expr;)*) => {$(
         impl From<$Error> for ServiceError {
@@ -110,6 +119,7 @@ kinds! {
     LinkError => |_| ErrorKind::Usage;
     TorrentError => |_| ErrorKind::Damaged;
     DraftError => |_| ErrorKind::Failed;
+    FitError => fit;
     KernelError => |_| ErrorKind::Failed;
     FilesError => |_| ErrorKind::Failed;
     SealError => |_| ErrorKind::Failed;

@@ -8,11 +8,11 @@ use super::{
     PublishedInfo, ServiceError, SnapshotInfo, TreeDelta, TreeReply, Unreadable,
 };
 use crate::attach::{self, AttachState, Condition, DeviceTable};
-use crate::chain::{ChainMap, Change, diff, union};
+use crate::chain::{ChainMap, Change, Source, diff, union};
 use crate::format::head::HeadBounds;
 use crate::ids::{Digest, ImageId, ImageName};
 use crate::kernel::dm::SnapshotStatus;
-use crate::store::{ImageRecord, ObjectInfo, ObjectKind};
+use crate::store::{HeadRecord, ImageRecord, ObjectInfo, ObjectKind};
 use crate::sys;
 use crate::units::{Bytes, DiskChunk, Sectors};
 use std::collections::{BTreeMap, BTreeSet};
@@ -182,9 +182,9 @@ impl Engine {
     }
 
     fn head_changes(&self, record: &ImageRecord) -> Result<Vec<Change>, ServiceError> {
-        if record.head.is_none() {
+        let Some(HeadRecord { smallest_size, .. }) = record.head else {
             return Ok(Vec::new());
-        }
+        };
         let head = self.open_head(&record.name)?;
         let chunk = head.chunk_size();
         let end = |disk: DiskChunk| chunk.disk_offset(DiskChunk(disk.0 + 1)).unwrap_or(record.virtual_size);
@@ -193,7 +193,14 @@ impl Engine {
             .iter()
             .filter_map(|exception| Some(chunk.disk_offset(exception.disk)?..end(exception.disk).min(record.virtual_size)))
             .collect();
-        Ok(union(&changes, &[]))
+        // What the chain has there was cut off once.
+        let map = self.map(record)?;
+        let cut = map.segments(smallest_size..record.virtual_size);
+        let cut: Vec<Change> = cut
+            .filter(|segment| segment.source != Source::Zero)
+            .map(|segment| segment.at..segment.end())
+            .collect();
+        Ok(union(&changes, &cut))
     }
 
     fn map(&self, record: &ImageRecord) -> Result<ChainMap, ServiceError> {

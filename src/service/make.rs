@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -282,7 +283,7 @@ fn detect(disk: &FileIo) -> FileSystem {
 
 /// A new file for a delta.
 pub(super) fn new_delta(path: &Path) -> Result<FileIo, ServiceError> {
-    let file = File::options().read(true).write(true).create_new(true).open(path);
+    let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
     file.map(FileIo).map_err(|error| failed("make", path, &error))
 }
 

@@ -27,7 +27,8 @@ impl Engine {
         }
         let manifest = Manifest {
             name: ask.name.clone(),
-            virtual_size: record.virtual_size,
+            // A size that only its head has is not in what is published.
+            virtual_size: self.store.sealed_size(&record)?,
             file_system: known(&record.file_system),
             labels: BTreeMap::new(),
             deltas,

@@ -53,9 +53,10 @@ impl Txn {
                 let path = store.head_path(name);
                 // One that the record does not name is left from a power cut, or from a commit: it holds nothing.
                 fs::unlink_if_there(&path)?;
-                make_head(&path, ChunkSize::HEAD)?;
-                fs::sync_parent(&path)?;
-                before.new_head(ChunkSize::HEAD)
+                let head = before.new_head(ChunkSize::HEAD);
+                make_head(&path, &head)?;
+                fs::sync_all(&[&path], &[&store.image_dir(before.id())])?;
+                head
             }
         };
         let record = store.update_image(name, |record| {
@@ -79,7 +80,14 @@ impl Txn {
         let path = dir.join("head.delta");
         match record.head {
             Some(_) => fs::copy_unsynced(&self.store().head_path(&record.name), &path, 0o600)?,
-            None => make_head(&path, ChunkSize::HEAD).map(drop)?,
+            None => {
+                let head = HeadRecord {
+                    limit_bytes: None,
+                    reserve: false,
+                    ..record.new_head(ChunkSize::HEAD)
+                };
+                make_head(&path, &head)?;
+            }
         }
         stop::point("shrink.copied");
         Ok(())

@@ -1,5 +1,6 @@
 //! `kill -9` at every stop point, of the command and of the daemon, and of what serves a mounted image.
 
+use super::resize::ext4_size;
 use super::rig::{Rig, noise, run, text};
 use blockbt::store::stop::STOP_POINTS;
 use std::fs::{self, File};
@@ -9,12 +10,14 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// Where a verb has happened although it was killed: from this point on.
-const DECISIVE: [(&str, &str); 9] = [
+const DECISIVE: [(&str, &str); 11] = [
     ("create", "create.renamed"),
     ("import", "import.renamed"),
     ("clone", "clone.renamed"),
     ("commit", "commit.recorded"),
     ("flatten", "flatten.recorded"),
+    ("grow", "grow.recorded"),
+    ("shrink", "shrink.exchanged"),
     ("rename", "rename.renamed"),
     ("rm", "rm.renamed"),
     ("gc", "gc.delta"),
@@ -74,6 +77,8 @@ fn words(rig: &Rig, verb: &str) -> Vec<String> {
         "clone" => &["clone", "old", "new"],
         "commit" => &["commit", "old"],
         "flatten" => &["flatten", "old", "--keep", "1"],
+        "grow" => &["resize", "old", "96M"],
+        "shrink" => &["resize", "old", "48M"],
         "rename" => &["rename", "old", "new"],
         "rm" => &["rm", "old"],
         "gc" => &["gc"],
@@ -96,7 +101,8 @@ fn assert_settled(rig: &Rig, point: &str, before: &[u8]) {
         _ => &["old"],
     };
     assert_eq!(names, there, "{point}");
-    if let Some(old) = names.last().filter(|_| verb != "create" && verb != "import") {
+    let resized = ["grow", "shrink"].contains(&verb) && done;
+    if let Some(old) = names.last().filter(|_| verb != "create" && verb != "import" && !resized) {
         assert!(rig.raw(old) == before, "{point}: the disk of {old} has changed");
     }
     if verb == "clone" && done {
@@ -129,6 +135,21 @@ fn assert_settled(rig: &Rig, point: &str, before: &[u8]) {
             rig.ok(&["gc"]);
             assert!(!rig.ok(&["commit", "old"]).contains("nothing"), "{point}: the head has gone");
             assert!(rig.raw("old") == before, "{point}: the disk has changed with the commit");
+        }
+        ("grow" | "shrink", _) => {
+            let want = if verb == "grow" { 96 << 20 } else { 48 << 20 };
+            let size = |field: &str| rig.json(&["info", "old"])[field].as_u64().unwrap();
+            assert_eq!(size("virtual_size_bytes"), if done { want } else { 64 << 20 }, "{point}");
+            assert!(
+                ext4_size(rig, "old") <= size("virtual_size_bytes"),
+                "{point}: its file system is larger than it"
+            );
+            rig.ok(&again);
+            assert_eq!((size("virtual_size_bytes"), ext4_size(rig, "old")), (want, want), "{point}");
+            let mnt = rig.make_dir("mnt");
+            rig.ok(&["mount", "old", text(&mnt), "--read-only"]);
+            assert!(fs::read(mnt.join("file")).unwrap() == noise(1, 300_000), "{point}");
+            rig.ok(&["umount", "old"]);
         }
         ("publish", _) => {
             let published = &rig.json(&["info", "old"])["published"];
@@ -203,6 +224,12 @@ fn a_killed_flatten_happened_or_did_not_and_the_image_reads_the_same() {
 }
 
 #[test]
+fn a_killed_resize_leaves_the_old_size_or_the_new_one() {
+    kill_at_all_points_of("grow");
+    kill_at_all_points_of("shrink");
+}
+
+#[test]
 fn a_killed_rename_happened_or_did_not() {
     kill_at_all_points_of("rename");
 }
@@ -233,6 +260,9 @@ fn a_daemon_killed_in_a_verb_leaves_what_a_killed_command_does() {
         "flatten.object",
         "flatten.recorded",
         "flatten.relinked",
+        "grow.mounted",
+        "shrink.fitted",
+        "shrink.exchanged",
         "rename.renamed",
         "rm.renamed",
         "gc.delta",

@@ -7,6 +7,7 @@ mod kill;
 mod limits;
 mod promises;
 mod refusals;
+mod resize;
 mod rig;
 mod together;
 mod verbs;

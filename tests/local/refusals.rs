@@ -16,6 +16,7 @@ fn what_is_attached_is_in_use() {
         &["flatten", "web"],
         &["rm", "web"],
         &["rename", "web", "other"],
+        &["resize", "web", "128M"],
         &["mount", "web", text(&mnt)],
         &["attach", "web"],
         &["detach", "web"],

@@ -3,7 +3,7 @@
 //! Refuses to know why the disk became smaller. Invariant: no exception of the new head is of a chunk behind that end, and the bytes of the chunk
 //! that the end cuts are zeros from there on. So nothing of the old end comes back, whoever grows the disk again.
 
-use super::{Head, HeadError};
+use super::{Head, HeadBounds, HeadError};
 use crate::blockio::WriteAt;
 use crate::format::Exception;
 use crate::units::Bytes;
@@ -17,7 +17,7 @@ const STEP: usize = 1 << 20;
 /// space. A chunk of zeros stays an exception, as it may hide something, and becomes a hole.
 pub fn trim<F: WriteAt, G: WriteAt>(from: &Head<F>, into: G, size: Bytes) -> Result<Head<G>, HeadError> {
     let chunk = from.chunk_size();
-    let head = Head::create_unsynced(into, chunk)?;
+    let head = Head::create_within(into, chunk, Bytes::ZERO, HeadBounds::default())?;
     let end = chunk.count(size);
     let kept: Vec<Exception> = from.exceptions().into_iter().filter(|exception| exception.disk.0 < end).collect();
     let copy = || -> std::io::Result<()> {
@@ -30,7 +30,7 @@ pub fn trim<F: WriteAt, G: WriteAt>(from: &Head<F>, into: G, size: Bytes) -> Res
             for (exception, data) in run.iter().zip(data.chunks_exact_mut(bytes)) {
                 let start = exception.disk.0 * chunk.bytes().0;
                 data[(size.0 - start).min(chunk.bytes().0) as usize..].fill(0);
-                let slot = head.allocate();
+                let slot = head.allocate().expect("a head without a limit is never full");
                 if data.iter().any(|byte| *byte != 0) {
                     head.io.write_at(data, head.offset(slot))?;
                 }
@@ -79,7 +79,7 @@ mod tests {
             let mut want = BTreeMap::new();
             for (disk, byte) in writes {
                 // Lost to a power cut, so that there are gaps.
-                let slot = if byte == 2 { head.allocate(); head.allocate() } else { head.allocate() };
+                let slot = if byte == 2 { head.allocate(); head.allocate() } else { head.allocate() }.unwrap();
                 head.io().write_at(&[byte; 4096], CHUNK.offset(slot).unwrap()).unwrap();
                 if head.record(DiskChunk(disk), slot) {
                     want.insert(disk, vec![byte; 4096]);
