@@ -130,12 +130,22 @@ fn check() -> CheckReply {
         exception: Some(7),
         offset_bytes: Some(Bytes(1_052_784)),
         text: "disk chunk 9 was named before".into(),
+        repaired: false,
+    };
+    let repaired = CheckFinding {
+        path: "/var/lib/blockbt/images/77/head.delta".into(),
+        kind: "invalidated".into(),
+        area: None,
+        exception: None,
+        offset_bytes: Some(Bytes(4)),
+        text: "invalidated by the kernel".into(),
+        repaired: true,
     };
     CheckReply {
         images: 2,
         objects: 3,
         read_bytes: Bytes(1 << 30),
-        findings: vec![finding],
+        findings: vec![finding, repaired],
         rebuilt: Some(Rebuilt { images: 2, objects: 3 }),
     }
 }

@@ -158,7 +158,7 @@ pub fn check(io: &dyn ReadAt, kind: Kind, sink: &mut dyn FnMut(Finding)) {
         sink(
             Finding::new(
                 FindingKind::Invalidated,
-                "invalidated by the kernel (its disk was full, or an I/O error)",
+                "invalidated by the kernel (its disk was full, or an I/O error): check --repair",
             )
             .at(Bytes(4)),
         );

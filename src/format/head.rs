@@ -15,12 +15,14 @@ use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 #[cfg(test)]
 mod power_cut;
+mod repair;
 mod room;
 mod runs;
 #[cfg(test)]
 mod tests;
 mod trim;
 
+pub use repair::{RepairError, revalidate};
 use room::len_for;
 pub use room::{HeadBounds, LimitError, check_limit, full_len, usable_len};
 use runs::Runs;
@@ -36,7 +38,7 @@ pub enum HeadError {
         #[source]
         source: io::Error,
     },
-    #[error("the kernel invalidated this head (its disk was full, or an I/O error)")]
+    #[error("the kernel invalidated this head (its disk was full, or an I/O error): check --repair brings it back if all of it is there")]
     Invalidated,
     #[error("exception {index}: disk chunk {disk} for the second time", disk = exception.disk.0)]
     Duplicate { index: u64, exception: Exception },
@@ -172,7 +174,7 @@ impl<F: WriteAt> Head<F> {
     }
 
     /// Up to here the file is in use.
-    fn used_len(&self) -> Bytes {
+    pub fn used_len(&self) -> Bytes {
         let past_last_area = self
             .chunk
             .area_chunk(self.committed().area)

@@ -1,14 +1,16 @@
 //! `check`: every delta, head and record held beside what it should be.
 //!
-//! Refuses to mend anything but the catalogue, which is made from the rest. Invariant: a finding hides no other.
+//! Refuses to mend anything but the catalogue, which is made from the rest, and heads of which nothing is lost. Invariant: a finding hides no
+//! other, and what was mended is told as a finding, too.
 
 use super::engine::Engine;
 use super::{Check, CheckFinding, CheckReply, Progress, Rebuilt, ServiceError};
 use crate::blockio::FileIo;
-use crate::format::check::{self, Expected, Finding, Kind};
+use crate::format::check::{self, Expected, Finding, FindingKind, Kind};
+use crate::format::head::{self, Head};
 use crate::format::meta::Meta;
 use crate::ids::Digest;
-use crate::store::{ImageRecord, Problem, StoreError};
+use crate::store::{HistoryEntry, ImageRecord, Problem, StoreError};
 use crate::units::Bytes;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -37,7 +39,10 @@ impl Engine {
             self.check_object(digest, &mut read, progress, &mut findings);
         }
         for record in &images {
-            self.check_image(record, &mut findings);
+            self.check_chain(record, &mut findings);
+            if record.head.is_some() {
+                self.check_head(record, &ask, progress, &mut findings)?;
+            }
         }
         let rebuilt = match ask.rebuild {
             true => Some(self.rebuild()?),
@@ -82,7 +87,7 @@ impl Engine {
         *read = Bytes(read.0 + len);
     }
 
-    fn check_image(&self, record: &ImageRecord, findings: &mut Vec<CheckFinding>) {
+    fn check_chain(&self, record: &ImageRecord, findings: &mut Vec<CheckFinding>) {
         if let Err(error) = self.disk_files(record, true).chain() {
             let dir = self.store.image_dir(record.id());
             findings.push(CheckFinding {
@@ -90,14 +95,63 @@ impl Engine {
                 ..unreadable(dir, error.into())
             });
         }
-        if record.head.is_none() {
-            return;
-        }
+    }
+
+    /// Errors: [`ErrorKind::InUse`] when one image is to be repaired that somebody has. Of many, such are only looked at.
+    fn check_head(
+        &self,
+        record: &ImageRecord,
+        ask: &Check,
+        progress: &dyn Progress,
+        findings: &mut Vec<CheckFinding>,
+    ) -> Result<(), ServiceError> {
+        let mine = match ask.repair.then(|| self.store.lock_image(&record.name)) {
+            Some(Err(StoreError::InUse { .. })) if ask.name.is_none() => None,
+            Some(lock) => Some(lock?),
+            None => None,
+        };
         let path = self.store.head_path(&record.name);
-        // A missing one is told as a problem of the image.
-        if let Ok(file) = File::open(&path) {
-            check::check(&FileIo(file), Kind::Head, &mut |finding| findings.push(of_delta(&path, finding)));
+        let mut found = head_findings(&path);
+        let can_be = |finding: &Finding| matches!(finding.kind, FindingKind::Invalidated | FindingKind::MissingArea);
+        let mut why_not = None;
+        let mut left = found.clone();
+        if mine.is_some() && found.iter().any(can_be) {
+            why_not = self.mend_head(record, &path, progress).err();
+            left = head_findings(&path);
         }
+        for finding in &mut found {
+            let repaired = !left.contains(finding);
+            match &why_not {
+                Some(why) if finding.kind == FindingKind::Invalidated => finding.text = format!("not repaired: {why}"),
+                _ if ask.repair && mine.is_none() && can_be(finding) => finding.text += ", when it is not attached any more",
+                _ => {}
+            }
+            findings.push(CheckFinding {
+                repaired,
+                ..of_delta(&path, finding.clone())
+            });
+        }
+        Ok(())
+    }
+
+    /// Brings back a head of which nothing is lost. The caller has the image locked.
+    fn mend_head(&self, record: &ImageRecord, path: &Path, progress: &dyn Progress) -> Result<(), ServiceError> {
+        let file = File::options().read(true).write(true).open(path);
+        let file = FileIo(file.map_err(|error| super::mount::failed("open", path, &error))?);
+        let total = file.0.metadata().map_or(0, |meta| meta.len());
+        let mut done = 0;
+        head::revalidate(&file, &mut |read: Bytes| {
+            done += read.0;
+            progress.update("read the head", done, Some(total));
+        })?;
+        let bounds = record.head.map(|head| head.bounds()).unwrap_or_default();
+        // What the kernel had begun and not finished is cleared away, as always when a head is opened.
+        Head::open_within(file, record.virtual_size, bounds)?;
+        self.store.update_image(&record.name, |record| {
+            record.history.push(HistoryEntry::now("repair", "head"));
+        })?;
+        tracing::info!(image = %record.name, "head repaired");
+        Ok(())
     }
 
     fn rebuild(&self) -> Result<Rebuilt, ServiceError> {
@@ -136,8 +190,18 @@ impl Engine {
             exception: None,
             offset_bytes: None,
             text,
+            repaired: false,
         }
     }
+}
+
+/// What is wrong with a head; a missing one is told as a problem of the image.
+fn head_findings(path: &Path) -> Vec<Finding> {
+    let mut found = Vec::new();
+    if let Ok(file) = File::open(path) {
+        check::check(&FileIo(file), Kind::Head, &mut |finding| found.push(finding));
+    }
+    found
 }
 
 fn of_delta(path: &Path, finding: Finding) -> CheckFinding {
@@ -148,6 +212,7 @@ fn of_delta(path: &Path, finding: Finding) -> CheckFinding {
         exception: finding.exception,
         offset_bytes: finding.offset,
         text: super::plain(&finding.text),
+        repaired: false,
     }
 }
 
@@ -159,5 +224,6 @@ fn unreadable(path: PathBuf, error: ServiceError) -> CheckFinding {
         exception: None,
         offset_bytes: None,
         text: error.to_string(),
+        repaired: false,
     }
 }

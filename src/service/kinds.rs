@@ -10,7 +10,7 @@ use crate::catalog::CatalogError;
 use crate::chain::ChainError;
 use crate::chain::seal::SealChainError;
 use crate::files::{FilesError, SourceError};
-use crate::format::head::HeadError;
+use crate::format::head::{HeadError, RepairError};
 use crate::format::manifest::ManifestError;
 use crate::format::meta::MetaError;
 use crate::format::seal::SealError;
@@ -125,6 +125,7 @@ kinds! {
     SealError => |_| ErrorKind::Failed;
     SealChainError => |_| ErrorKind::Failed;
     HeadError => |_| ErrorKind::Damaged;
+    RepairError => |_| ErrorKind::Damaged;
     ChainError => |_| ErrorKind::Damaged;
     MetaError => |_| ErrorKind::Damaged;
     ManifestError => |_| ErrorKind::Damaged;

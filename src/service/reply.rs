@@ -191,6 +191,8 @@ replies! {
         exception: Option<u64>,
         offset_bytes: Option<Bytes>,
         text: String,
+        /// It was so, and is not any more.
+        repaired: bool,
     }
     /// What the catalogue holds after `--rebuild`.
     Rebuilt { images: u64, objects: u64, }

@@ -224,6 +224,9 @@ arguments! {
         name: Option<ImageName>,
         #[serde(default)]
         rebuild: bool,
+        /// Mends the heads that can be mended without loss.
+        #[serde(default)]
+        repair: bool,
     }
     Rename { from: ImageName, to: ImageName, }
     Rm {

@@ -34,7 +34,7 @@ pub fn exit_of_error(kind: ErrorKind) -> Exit {
 /// A check that found something is done, and yet not well.
 pub fn exit_of_reply(reply: &Reply) -> Exit {
     match reply {
-        Reply::Check(check) if !check.findings.is_empty() => Exit::Damaged,
+        Reply::Check(check) if check.findings.iter().any(|finding| !finding.repaired) => Exit::Damaged,
         Reply::List(list) if !list.unreadable.is_empty() => Exit::Damaged,
         _ => Exit::Done,
     }

@@ -368,7 +368,8 @@ fn check(out: &mut String, r: &CheckReply) {
                 let _ = write!(place, ", {word} {number}");
             }
         }
-        line(out, format!("{place}: {}: {}", finding.kind, finding.text));
+        let repaired = if finding.repaired { " (repaired)" } else { "" };
+        line(out, format!("{place}: {}: {}{repaired}", finding.kind, finding.text));
     }
     if let Some(rebuilt) = &r.rebuilt {
         line(
@@ -380,10 +381,11 @@ fn check(out: &mut String, r: &CheckReply) {
             ),
         );
     }
-    let found = if r.findings.is_empty() {
-        "nothing wrong".into()
-    } else {
-        count(r.findings.len() as u64, "finding")
+    let repaired = r.findings.iter().filter(|finding| finding.repaired).count();
+    let found = match (r.findings.len(), repaired) {
+        (0, _) => "nothing wrong".into(),
+        (all, 0) => count(all as u64, "finding"),
+        (all, repaired) => format!("{}, {repaired} repaired", count(all as u64, "finding")),
     };
     line(
         out,

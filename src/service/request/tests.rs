@@ -36,6 +36,7 @@ fn requests_survive_json() {
         Request::Check(Check {
             name: Some(name),
             rebuild: false,
+            repair: true,
         }),
         Request::Pull(Pull {
             link: "magnet:?xt=x".into(),
