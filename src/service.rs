@@ -14,6 +14,7 @@ mod fit;
 mod flatten;
 mod image;
 mod kinds;
+mod limit;
 mod look;
 mod make;
 mod mount;
@@ -24,6 +25,7 @@ mod reply;
 mod request;
 mod resize;
 mod seeding;
+mod space;
 mod tool;
 mod watch;
 
@@ -34,6 +36,7 @@ pub use error::{ErrorKind, ServiceError, plain};
 pub use reply::*;
 pub use request::*;
 
+use crate::units::Bytes;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -94,6 +97,8 @@ pub struct Settings {
     /// Where the DHT node listens (UDP); `None` without a DHT.
     pub dht_listen: Option<SocketAddr>,
     pub bootstrap: Bootstrap,
+    /// Space that is to stay free on the store's disk; absent: 1 GiB, or a fiftieth of a smaller disk.
+    pub free_margin: Option<Bytes>,
 }
 
 /// The DHT nodes to ask first.

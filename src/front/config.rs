@@ -4,6 +4,7 @@
 //! Invariant: what is not understood is an error with file and key, never skipped.
 
 use crate::service::{Bootstrap, Settings};
+use crate::units::{Bytes, UnitError, parse_size};
 use serde::Deserialize;
 use std::io;
 use std::net::SocketAddr;
@@ -27,6 +28,8 @@ pub enum ConfigError {
     Value { path: PathBuf, key: &'static str, why: String },
     #[error("root {}", path.display())]
     Root { path: PathBuf, source: io::Error },
+    #[error("free margin")]
+    Margin(#[from] UnitError),
 }
 
 /// One source of settings; a later one overrides field by field.
@@ -38,6 +41,8 @@ pub struct Layer {
     pub dht_listen: Option<SocketAddr>,
     pub bootstrap: Option<Vec<String>>,
     pub dht: Option<bool>,
+    /// A size as people write it.
+    pub free_margin: Option<String>,
     pub log: Option<String>,
 }
 
@@ -75,6 +80,7 @@ impl Layer {
         if layer.root.as_ref().is_some_and(|root| !root.is_absolute()) {
             return Err(bad("root", "want an absolute path".into()));
         }
+        layer.margin().map_err(|error| bad("free_margin", error.to_string()))?;
         Ok(layer)
     }
 
@@ -86,12 +92,18 @@ impl Layer {
             dht_listen: self.dht_listen.or(under.dht_listen),
             bootstrap: self.bootstrap.or(under.bootstrap),
             dht: self.dht.or(under.dht),
+            free_margin: self.free_margin.or(under.free_margin),
             log: self.log.or(under.log),
         }
     }
 
+    fn margin(&self) -> Result<Option<Bytes>, UnitError> {
+        self.free_margin.as_deref().map(parse_size).transpose()
+    }
+
     /// Fills in the defaults.
     pub fn finish(self) -> Result<Config, ConfigError> {
+        let free_margin = self.margin()?;
         let root = self.root.unwrap_or_else(|| DEFAULT_ROOT.into());
         let root = std::path::absolute(&root).map_err(|source| ConfigError::Root { path: root, source })?;
         let listen = self
@@ -109,6 +121,7 @@ impl Layer {
                 listen,
                 dht_listen,
                 bootstrap,
+                free_margin,
             },
             log: self.log.unwrap_or_else(|| DEFAULT_LOG.into()),
         })
@@ -178,6 +191,7 @@ mod tests {
             ("bootstrap = [\"nowhere\"]", "bootstrap"),
             ("root = \"x\"", "root"),
             ("dht = 3", "line 2: "),
+            ("free_margin = \"much\"", "free_margin"),
         ] {
             let error = read(&format!("# settings\n{text}")).unwrap_err();
             let shown = format!("{error}: {}", error.source().map(|cause| cause.to_string()).unwrap_or_default());

@@ -62,6 +62,7 @@ impl Backend for Stores {
     fn open(&self, settings: &Settings, role: Role) -> Result<Arc<dyn Handler>, ServiceError> {
         let engine = Arc::new(Engine::open(settings, role)?);
         if role == Role::Daemon {
+            super::space::watch(&engine);
             let seeding = engine.clone();
             // Every published byte is hashed: the socket answers meanwhile.
             std::thread::spawn(move || {

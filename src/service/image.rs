@@ -20,6 +20,9 @@ impl Engine {
     pub(super) fn clone_image(&self, ask: Clone) -> Result<CloneReply, ServiceError> {
         let start = Instant::now();
         let source = self.store.image(&ask.source)?;
+        if !ask.reserve {
+            self.must_have_room()?;
+        }
         // An empty head is its header and one area.
         let left_out = source.head.map_or(0, |head| {
             let stored = allocated(&self.store.head_path(&ask.source)).0;

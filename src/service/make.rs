@@ -39,6 +39,9 @@ impl Engine {
             MakeFs::Xfs => "xfs",
             MakeFs::None => "none",
         };
+        if !ask.reserve {
+            self.must_have_room()?;
+        }
         let txn = self.store.begin(Intent::Create { name: ask.name.clone() })?;
         let _lock = txn.new_image()?;
         let mut record = ImageRecord::new(ask.name.clone(), size, file_system);

@@ -19,6 +19,7 @@ impl Engine {
         let start = Instant::now();
         let options = options(ask.read_only, ask.mode, bounds(ask.limit_bytes, ask.reserve));
         let before = self.store.image(&ask.name)?;
+        self.must_have_room_for(&before, &options)?;
         let attached = attach::attach(&self.store, &ask.name, &options).map_err(|error| self.told(&ask.name, error))?;
         self.note_head(&before)?;
         Ok(AttachReply {
@@ -50,6 +51,7 @@ impl Engine {
             must_be_empty(&dir)?;
         }
         let options = options(ask.read_only, ask.mode, bounds(ask.limit_bytes, ask.reserve));
+        self.must_have_room_for(&before, &options)?;
         let mounted = attach::mount(&self.store, &ask.name, &dir, &options).inspect_err(|_| remove_own(&own));
         let attached = mounted.map_err(|error| self.told(&ask.name, error))?;
         self.note_head(&before)?;
@@ -73,6 +75,15 @@ impl Engine {
         attach::umount(&self.store, &ask.name)?;
         remove_own(&self.default_dir(&ask.name));
         Ok(UmountReply { name: ask.name, dir })
+    }
+
+    /// Only a head that is made now, and does not take its space at once, needs more than there is.
+    fn must_have_room_for(&self, record: &ImageRecord, options: &AttachOptions) -> Result<(), ServiceError> {
+        let reserved = options.bounds.over(record.next_head).reserve;
+        match options.read_only || record.head.is_some() || reserved {
+            true => Ok(()),
+            false => self.must_have_room(),
+        }
     }
 
     /// What the kernel has of an image.

@@ -24,8 +24,21 @@ use std::time::Instant;
 impl Engine {
     pub(super) fn resize(&self, ask: Resize, progress: &dyn Progress) -> Result<ResizeReply, ServiceError> {
         let start = Instant::now();
-        if ask.limit_bytes.is_some() {
-            return Err(ServiceError::new(ErrorKind::Failed, "a limit is not there yet"));
+        if let Some(limit) = ask.limit_bytes {
+            let record = self.store.image(&ask.name)?;
+            ask.size.map(|size| size.of(record.virtual_size)).transpose()?;
+            let record = self.set_limit(&ask.name, limit)?;
+            if ask.size.is_none() {
+                return Ok(ResizeReply {
+                    old_size_bytes: record.virtual_size,
+                    virtual_size_bytes: record.virtual_size,
+                    minimum_bytes: None,
+                    limit_bytes: record.bounds().limit_bytes,
+                    file_system: record.file_system,
+                    name: record.name,
+                    took_ms: ms(start.elapsed()),
+                });
+            }
         }
         let lock = self.store.lock_image(&ask.name)?;
         let before = self.store.image(&ask.name)?;

@@ -16,6 +16,7 @@ impl Ours {
             listen: ([127, 0, 0, 1], 0).into(),
             dht_listen: None,
             bootstrap: Bootstrap::Nodes(Vec::new()),
+            free_margin: None,
         };
         let engine = Stores.open(&settings, Role::Daemon);
         let ours = Ours {

@@ -123,7 +123,8 @@ mod tests {
     #[test]
     fn a_head_that_lost_something_stays_as_it_is() {
         let at_slot = |slot: usize, bytes: &mut Vec<u8>, value: u64| bytes[4096 + slot * 8..][..8].copy_from_slice(&value.to_le_bytes());
-        let cases: [(&str, Box<dyn Fn(&mut Vec<u8>)>); 5] = [
+        type Spoil = Box<dyn Fn(&mut Vec<u8>)>;
+        let cases: [(&str, Spoil); 5] = [
             ("past the end", Box::new(|bytes| bytes.truncate(6 * 4096 + 100))),
             ("second time", Box::new(move |bytes| at_slot(2, bytes, 0))),
             ("second time", Box::new(move |bytes| at_slot(3, bytes, 2))),

@@ -76,6 +76,16 @@ pub struct Global {
     /// Work on the store itself, even where its daemon runs
     #[arg(long, global = true, help_heading = "Global options")]
     pub no_daemon: bool,
+    /// As blockbtd's, for a command that works on the store itself
+    #[arg(
+        long,
+        global = true,
+        hide = true,
+        value_name = "SIZE",
+        env = "BLOCKBT_FREE_MARGIN",
+        hide_env_values = true
+    )]
+    pub free_margin: Option<String>,
     /// Print JSON, one object per line
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
@@ -267,9 +277,9 @@ pub enum Command {
     #[command(after_help = "Example:\n  blockbt-ctl tree")]
     Tree,
     /// Read and verify everything of an image or of the store
-    #[command(after_help = "Exit code 5 when anything is damaged.\n\n\
-                     Examples:\n  blockbt-ctl check web\n  blockbt-ctl check --all\n  blockbt-ctl check --rebuild")]
-    #[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["name", "all", "rebuild"])))]
+    #[command(after_help = "Exit code 5 when anything is damaged, and was not repaired.\n\n\
+                     Examples:\n  blockbt-ctl check web\n  blockbt-ctl check --all\n  blockbt-ctl check --rebuild\n  blockbt-ctl check web --repair")]
+    #[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["name", "all", "rebuild", "repair"])))]
     Check {
         /// One image
         #[arg(value_name = "NAME", conflicts_with = "all")]
@@ -280,6 +290,9 @@ pub enum Command {
         /// Make the catalogue anew from the files; without a NAME this checks the whole store
         #[arg(long)]
         rebuild: bool,
+        /// Bring back heads that the kernel gave up, as when the host's disk was full, if all of their data is there; of images that are not attached
+        #[arg(long)]
+        repair: bool,
     },
     /// Give an image another name
     #[command(after_help = "Example:\n  blockbt-ctl rename web web-old")]
@@ -461,7 +474,12 @@ impl Command {
             Command::Info { name, dm } => Request::Info(service::Info { name, dm }),
             Command::List => Request::List(service::List {}),
             Command::Tree => Request::Tree(service::Tree {}),
-            Command::Check { name, all: _, rebuild } => Request::Check(service::Check { name, rebuild }),
+            Command::Check {
+                name,
+                all: _,
+                rebuild,
+                repair,
+            } => Request::Check(service::Check { name, rebuild, repair }),
             Command::Rename { from, to } => Request::Rename(service::Rename { from, to }),
             Command::Rm { name, dry_run } => Request::Rm(service::Rm { name, dry_run }),
             Command::Gc { dry_run } => Request::Gc(service::Gc { dry_run }),

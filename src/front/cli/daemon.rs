@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
     args_conflicts_with_subcommands = true
 )]
 #[command(
-    after_help = "Flags go over BLOCKBT_* variables, those over the settings file. Its keys: root, listen, dht_listen, bootstrap, dht, log.\n\n\
+    after_help = "Flags go over BLOCKBT_* variables, those over the settings file. Its keys: root, listen, dht_listen, bootstrap, dht, free_margin, log.\n\n\
                   Examples:\n  blockbtd\n  blockbtd --root /srv/blockbt --bootstrap dht.example.org:6981\n  \
                   blockbtd --listen 10.0.0.1:6981 --bootstrap none"
 )]
@@ -43,6 +43,9 @@ pub struct Daemon {
     /// Neither ask the DHT nor answer in it
     #[arg(long, env = "BLOCKBT_NO_DHT", hide_env_values = true)]
     pub no_dht: bool,
+    /// Warn, and refuse new heads that reserve nothing, when less is free on the store's disk [default: 1G, or 2 % of a smaller disk]
+    #[arg(long, value_name = "SIZE", env = "BLOCKBT_FREE_MARGIN", hide_env_values = true)]
+    pub free_margin: Option<String>,
     /// What to log, to stderr: error, warn, info, debug, trace, or a filter like blockbt::swarm=debug [default: warn,blockbt=info]
     #[arg(long, value_name = "FILTER", env = "BLOCKBT_LOG", hide_env_values = true)]
     pub log: Option<String>,
@@ -68,6 +71,7 @@ impl Daemon {
             dht_listen: self.dht_listen,
             bootstrap: (!self.bootstrap.is_empty()).then(|| self.bootstrap.clone()),
             dht: self.no_dht.then_some(false),
+            free_margin: self.free_margin.clone(),
             log: self.log.clone(),
         }
     }

@@ -87,6 +87,7 @@ fn handler(global: &Global, backend: &dyn Backend, request: &Request) -> Result<
 fn settings(global: &Global) -> Result<Settings, ServiceError> {
     let flags = Layer {
         root: global.root.clone(),
+        free_margin: global.free_margin.clone(),
         ..Layer::default()
     };
     let merged = file_layer(global.config.as_deref()).and_then(|file| flags.over(file).finish());
