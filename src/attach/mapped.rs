@@ -18,10 +18,10 @@ use super::{AttachOptions, Attached, DiskFiles, lock_image, refuse_bounds, stop}
 use crate::chain::{ChainMap, Layer};
 use crate::ids::{ChainId, Digest, ImageName};
 use crate::kernel::dm::Dm;
-use crate::kernel::loops;
+use crate::kernel::loops::{self, LoopDevice};
 use crate::store::{ImageRecord, Store};
 use crate::units::{Bytes, ChunkSize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -106,13 +106,6 @@ fn make(
     };
     let under = kit.base(&record, choice.mode).map_err(unmade)?;
     let file_system = record.file_system.clone();
-    let steps = plan::attach(&plan::Wanted {
-        image: place.image,
-        read_only,
-        has_head: record.head.is_some(),
-        mount: mount.map(|dir| (dir, file_system.as_str())),
-        below: under.steps,
-    });
     let has_head = record.head.is_some() || !read_only;
     let top = Top {
         base: under.base,
@@ -120,10 +113,16 @@ fn make(
         head: has_head.then(|| TopHead {
             smallest_size: record.head.map_or(record.virtual_size, |head| head.smallest_size),
             chunk: ChunkSize::HEAD,
-            reserve: record.bounds().reserve,
         }),
         read_only,
     };
+    let steps = plan::attach(&plan::Wanted {
+        image: place.image,
+        read_only,
+        has_head: record.head.is_some(),
+        mount: mount.map(|dir| (dir, file_system.as_str())),
+        below: under.steps,
+    });
     let name = record.name.clone();
     let mut work = Work {
         store,
@@ -283,23 +282,42 @@ impl Kit<'_> {
 
     /// The loops that are there already, found by name and by the file beneath: a copy of the store has the same names.
     fn find_loops(&mut self, digests: &[Digest]) -> Result<(), StepError> {
-        let named: BTreeMap<String, Digest> = digests
-            .iter()
-            .map(|digest| (LoopId::Delta(*digest).name(self.place.store), *digest))
-            .collect();
-        for found in loops::find(|name| named.contains_key(name))? {
+        let named = |digest: &Digest| (LoopId::Delta(*digest).name(self.place.store), *digest);
+        let named: BTreeMap<String, Digest> = digests.iter().map(named).collect();
+        for found in self.looped(&named.keys().collect())? {
             let Some(digest) = found.name.as_ref().and_then(|name| named.get(name)) else {
                 continue;
             };
             let path = self.store.object_paths(digest).delta;
             let file = fs::metadata(&path).map_err(StepError::io("look at", &path))?;
-            let is_it = (found.file_device, found.file_inode) == (Some(file.dev()), Some(file.ino()));
-            if is_it && found.read_only && !found.dying {
+            if (found.file_device, found.file_inode) == (Some(file.dev()), Some(file.ino())) {
                 self.numbers.loops.insert(LoopId::Delta(*digest), loops::dev_no(found.number)?);
             }
         }
         Ok(())
     }
+
+    /// The loops of these names, by their hints where each has one, so that it costs the same with a thousand images attached.
+    fn looped(&self, names: &BTreeSet<&String>) -> Result<Vec<LoopDevice>, StepError> {
+        let hinted = |name: &&&String| loops::get(self.place.hinted(name)?).filter(|found| found.name.as_ref() == Some(name));
+        let mut found: Vec<LoopDevice> = match self.place.has_all_hints() {
+            true => names.iter().filter_map(|name| hinted(&name)).collect(),
+            false => loops::find(|name| names.contains(&name.to_string()))?,
+        };
+        found.retain(|found| found.read_only && !found.dying);
+        Ok(found)
+    }
+}
+
+/// Gives each loop that images share its hint.
+pub fn note_loops(place: &Place) -> Result<(), AttachError> {
+    let _devices = place.lock_devices().map_err(at_work(place))?;
+    for found in loops::find(|name| LoopId::is_shared(name, place.store))? {
+        if let Some(name) = found.name {
+            place.set_hint(&name, found.number).map_err(at_work(place))?;
+        }
+    }
+    place.set_all_hints().map_err(at_work(place))
 }
 
 /// Takes away what there is of the image, and what it alone stood on.
@@ -316,9 +334,9 @@ pub fn take_away(name: &dyn std::fmt::Display, place: &Place, dm: &Dm, seen: &Ma
         return Err(error);
     }
     release(name, place, dm, || match seen.base {
-        Some(base) if !half_done => below::under(dm, place.store, base),
         _ if half_done => below::all(dm, place.store),
-        _ => Ok(Vec::new()),
+        Some(base) => below::under(dm, place.store, base),
+        None => Ok(Vec::new()),
     })?;
     go(name, place, dm, &[Step::RemoveState])?;
     marker.done().map_err(at_work(place))?;

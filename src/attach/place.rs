@@ -24,6 +24,8 @@ const LOG_FILE: &str = "server.log";
 const OWNER_FILE: &str = "owner.lock";
 /// What the directory of the kernel modes is called, before the boot's id: one from another boot is of no use.
 pub const MAPPED: &str = "mapped-";
+/// There when all shared loops have a hint.
+const SCANNED: &str = "scanned";
 /// In the marker of a temporary device.
 const TEMPORARY: &[u8] = b"temporary\n";
 const MAX_STATE: u64 = 64 << 10;
@@ -83,6 +85,37 @@ impl Place {
 
     pub fn remove_mapped(&self) -> io::Result<()> {
         missing_is_fine(fs::remove_file(self.mapped_state()))
+    }
+
+    fn hint(&self, loop_name: &str) -> PathBuf {
+        self.mapped_dir().join("loops").join(loop_name)
+    }
+
+    /// Where a loop that images share was last; its name says whether it still is. Under the devices lock.
+    pub fn hinted(&self, loop_name: &str) -> Option<u32> {
+        fs::read_to_string(self.hint(loop_name)).ok()?.parse().ok()
+    }
+
+    pub fn set_hint(&self, loop_name: &str, number: u32) -> io::Result<()> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(self.mapped_dir().join("loops"))?;
+        fs::write(self.hint(loop_name), number.to_string())
+    }
+
+    pub fn forget_hint(&self, loop_name: &str) -> io::Result<()> {
+        missing_is_fine(fs::remove_file(self.hint(loop_name)))
+    }
+
+    /// Whether each loop that images share has its hint: those that were there before this boot's first verb, and all that were made since.
+    pub fn has_all_hints(&self) -> bool {
+        self.mapped_dir().join(SCANNED).exists()
+    }
+
+    pub fn set_all_hints(&self) -> io::Result<()> {
+        self.make_mapped()?;
+        File::create(self.mapped_dir().join(SCANNED)).map(drop)
     }
 
     fn marker(&self) -> PathBuf {

@@ -40,8 +40,6 @@ pub struct Top {
 pub struct TopHead {
     pub smallest_size: Bytes,
     pub chunk: ChunkSize,
-    /// Its space is its own for good: discards must not give it away.
-    pub reserve: bool,
 }
 
 /// How the sealed part is to be made, where it is not there.
@@ -184,7 +182,8 @@ impl Top {
                     cow: name.looped(LoopId::Head(image))?,
                     persistence: Persistence::PO,
                     chunk_sectors: head.chunk.sectors(),
-                    discard_zeroes_cow: !head.reserve && !self.read_only,
+                    // The kernel zeroes what lies behind a discard that is not aligned to chunks: kernel-notes/attach.md.
+                    discard_zeroes_cow: false,
                 };
                 vec![line(0, sectors(self.virtual_size), snapshot)]
             }

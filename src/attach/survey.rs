@@ -181,7 +181,7 @@ pub fn sweep(store: &Store) -> Result<Vec<ImageId>, AttachError> {
     }
     let run_dir = store.run_dir();
     let marked = marked(store);
-    let is_new_boot = !place::mapped_dir(&run_dir).exists();
+    let is_new_boot = !Place::of(store, ImageId([0; 16])).has_all_hints();
     if (is_new_boot || !marked.is_empty())
         && let Some(dm) = device_mapper()?
     {
@@ -197,7 +197,7 @@ pub fn sweep(store: &Store) -> Result<Vec<ImageId>, AttachError> {
             if let Err(error) = mapped::release(&"none", &place, &dm, || below::all(&dm, store.id())) {
                 tracing::warn!(%error, "shared devices that nobody uses stay");
             }
-            place.make_mapped().map_err(mapped::at_work(&place))?;
+            mapped::note_loops(&place)?;
         }
     }
     forget_other_boots(&run_dir);
@@ -261,9 +261,8 @@ fn forget_other_boots(run_dir: &Path) {
         *path != this && name.is_some_and(|name| name.starts_with(place::MAPPED))
     };
     for dir in stale.filter(is_stale) {
-        let files = fs::read_dir(&dir).into_iter().flatten().filter_map(Result::ok);
-        files.for_each(|file| drop(fs::remove_file(file.path())));
-        if let Err(error) = fs::remove_dir(&dir) {
+        // Notes of ours: nothing is ever mounted there.
+        if let Err(error) = fs::remove_dir_all(&dir) {
             tracing::debug!(dir = %dir.display(), cause = %error, "notes from another boot stay");
         }
     }

@@ -121,23 +121,28 @@ impl Work<'_> {
         let made = match id {
             LoopId::Delta(digest) => loops::attach(&wanted(&self.store.object_paths(&digest).delta))?,
             _ => {
-                let dir = self.place.mapped_dir();
-                let file = self.metadata().map_err(StepError::io("write metadata in", &dir))?;
-                loops::attach_open(&file.0, &wanted(&dir))?
+                let path = self.place.mapped_dir().join("metadata");
+                let made = self.make_metadata(&path).map_err(StepError::io("write", &path))?;
+                loops::attach_open(&made.0, &wanted(&path))?
             }
         };
+        self.place
+            .set_hint(&name, made.number)
+            .map_err(StepError::io("note the loops in", self.place.mapped_dir()))?;
         self.note_loop(id, made.number)
     }
 
-    /// What a flat chain's short runs begin with, in a file without a name: it lives as long as its loop.
-    fn metadata(&self) -> io::Result<FileIo> {
-        let dir = self.place.mapped_dir();
-        let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
-        let file = FileIo(rustix::fs::open(dir, flags, rustix::fs::Mode::RUSR)?.into());
-        if let Sealed::Flat { table, .. } = &self.sealed
-            && let Some(short) = &table.short
-        {
-            short.metadata.write(&file)?;
+    /// What a flat chain's short runs begin with: a file that lives as long as its loop.
+    fn make_metadata(&self, path: &Path) -> io::Result<FileIo> {
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+        std::fs::remove_file(path)?;
+        let file = FileIo(file);
+        match &self.sealed {
+            Sealed::Flat { table, .. } => {
+                let short = table.short.as_ref().expect("only a table with short runs has metadata");
+                short.metadata.write(&file)?;
+            }
+            _ => unreachable!("a stack has no metadata"),
         }
         Ok(file)
     }
@@ -224,7 +229,12 @@ pub fn take_away(step: &Step, place: &Place, dm: &Dm) -> Result<(), StepError> {
             }
             Ok(())
         }
-        Step::FreeLoop { number, name } => Ok(loops::detach(*number, name, PATIENCE)?),
+        Step::FreeLoop { number, name } => {
+            loops::detach(*number, name, PATIENCE)?;
+            place
+                .forget_hint(name)
+                .map_err(StepError::io("forget a loop in", place.mapped_dir()))
+        }
         Step::RemoveState => place.remove_mapped().map_err(StepError::io("remove", place.mapped_state())),
         other => super::take_away(other, place),
     }
