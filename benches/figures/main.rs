@@ -3,6 +3,7 @@
 //! What is compared is measured in turns in one run on one machine, nine times each, and the medians are set against each other; where a row
 //! says "x", it is a ratio to the other tool's time or speed. `make bench ROWS="map clone"` measures only rows whose name has one of the words.
 
+mod flatten;
 mod import;
 mod map;
 mod reads;
@@ -87,6 +88,7 @@ type Group = (&'static str, fn() -> Vec<Row>);
 const GROUPS: &[Group] = &[
     ("clone mount", verbs::rows),
     ("import", import::rows),
+    ("flatten", flatten::rows),
     ("map", map::rows),
     ("reads", reads::rows),
     ("transfer", transfer::rows),
