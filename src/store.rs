@@ -70,6 +70,19 @@ impl Store {
         Ok(store)
     }
 
+    /// The same for who only wants to look: makes nothing, `None` where [`Store::open`] would.
+    pub fn find(root: &Path) -> Result<Option<Store>, StoreError> {
+        let version = root.join("VERSION");
+        if version.try_exists().at("look for", &version)? {
+            return Store::open(root).map(Some);
+        }
+        match fs::list(root) {
+            Err(error) if error.is_missing() => Ok(None),
+            Ok(entries) if !entries.iter().all(|entry| may_be_in_a_new_store(entry)) => Err(StoreError::NotAStore { path: root.into() }),
+            other => other.map(|_| None),
+        }
+    }
+
     /// Has `guard` asked of every image that is locked from now on.
     pub fn set_guard(&mut self, guard: Guard) {
         self.guard = Some(guard);

@@ -49,10 +49,7 @@ pub struct Stores;
 
 impl Backend for Stores {
     fn find_run_dir(&self, root: &Path) -> Result<Option<PathBuf>, ServiceError> {
-        match root.join("VERSION").exists() {
-            true => Ok(Some(Store::open(root)?.run_dir())),
-            false => Ok(None),
-        }
+        Ok(Store::find(root)?.map(|store| store.run_dir()))
     }
 
     fn make_run_dir(&self, root: &Path) -> Result<PathBuf, ServiceError> {

@@ -320,6 +320,11 @@ impl Request {
         matches!(self, Request::Info(_) | Request::List(_) | Request::Tree(_) | Request::Peers(_))
     }
 
+    /// Whether this has a use for a store that is not there yet. The others find nothing in it, and a mistyped path is to stay what it is.
+    pub fn makes_a_store(&self) -> bool {
+        matches!(self, Request::Create(_) | Request::Import(_) | Request::Pull(_))
+    }
+
     /// Checks what the types do not say: sizes in range, paths absolute, texts short.
     pub fn check(&self) -> Result<(), RequestError> {
         let absolute = |what, path: &PathBuf| match path.is_absolute() {

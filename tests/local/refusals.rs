@@ -110,6 +110,43 @@ fn an_error_names_the_thing_and_has_its_code() {
     rig.assert_sound("errors");
 }
 
+#[test]
+fn only_who_makes_images_makes_a_store() {
+    let rig = Rig::new();
+    let empty = rig.make_dir("empty");
+    let (missing, half) = (rig.path("deep/missing"), rig.make_dir("half"));
+    fs::create_dir(half.join("objects")).unwrap();
+    let verbs: &[&[&str]] = &[
+        &["list"],
+        &["tree"],
+        &["info", "web"],
+        &["diff", "web"],
+        &["check", "--all"],
+        &["gc"],
+        &["rm", "web"],
+        &["mount", "web"],
+        &["flatten", "web"],
+        &["clone", "web", "other"],
+        &["peers"],
+        &["--no-daemon", "list"],
+    ];
+    for words in verbs {
+        for root in [&missing, &empty, &half] {
+            let said: Said = rig.command_at(root, words).output().unwrap().into();
+            let why = format!("no store at {}", root.display());
+            assert!(said.code == Some(3) && said.err.contains(&why), "{words:?}: {said:?}");
+        }
+    }
+    assert!(!rig.path("deep").exists() && fs::read_dir(&empty).unwrap().next().is_none());
+    for root in [&missing, &empty, &half] {
+        let create = ["create", "web", "--size", "1M", "--fs", "none"];
+        let said: Said = rig.command_at(root, &create).output().unwrap().into();
+        assert_eq!(said.code, Some(0), "{said:?}");
+        let said: Said = rig.command_at(root, &["list"]).output().unwrap().into();
+        assert!(said.code == Some(0) && said.out.contains("web"), "{said:?}");
+    }
+}
+
 /// One header and what follows it, right or wrong.
 fn entry(name: &[u8], kind: u8, link: &[u8], size: u64) -> Vec<u8> {
     let mut header = tar::Header::new_ustar();

@@ -121,7 +121,8 @@ fn the_daemon_does_everything_else_while_an_import_runs() {
 #[test]
 fn of_two_imports_of_one_name_the_second_to_end_is_told() {
     let rig = Rig::new();
-    rig.ok(&["list"]);
+    // A store, and no object.
+    rig.ok(&["create", "none", "--size", "1M", "--fs", "none"]);
     let source = source(&rig);
     let import = HeldImport::start(&rig, "new", &source);
     rig.ok(&["import", "new", text(&source), "--size", "64M"]);

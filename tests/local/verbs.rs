@@ -272,8 +272,8 @@ fn a_daemon_changes_nothing_of_what_is_said() {
     run("mkfs.ext4", &words);
     fs::copy(&disk, served.path("disk.raw")).unwrap();
     let tour: &[&[&str]] = &[
-        &["list"],
         &["import", "debian", "DIR/disk.raw"],
+        &["list"],
         &["import", "debian", "DIR/disk.raw"],
         &["import", "x", "DIR/absent"],
         &["create", "data", "--size", "20G", "--fs", "none"],

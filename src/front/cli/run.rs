@@ -74,8 +74,12 @@ fn handler(global: &Global, backend: &dyn Backend, request: &Request) -> Result<
         return Ok(Arc::new(Client::connect(path).map_err(error)?));
     }
     let settings = settings(global)?;
-    if !global.no_daemon
-        && let Some(run_dir) = backend.find_run_dir(&settings.root)?
+    let found = backend.find_run_dir(&settings.root)?;
+    if found.is_none() && !request.makes_a_store() {
+        let message = format!("no store at {}: create, import or pull makes one", settings.root.display());
+        return Err(ServiceError::new(ErrorKind::NotFound, message));
+    }
+    if let Some(run_dir) = found.filter(|_| !global.no_daemon)
         && let Some(client) = Client::find(&run_dir).map_err(|cause| ServiceError::from_error(ErrorKind::Failed, &cause))?
     {
         return Ok(Arc::new(client));
