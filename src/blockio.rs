@@ -2,6 +2,8 @@
 //!
 //! Refuses to know what the bytes mean. Invariant: a read or write is whole or an error, never short.
 
+#[cfg(test)]
+pub mod failing;
 mod file;
 mod memory;
 pub mod record;

@@ -1,11 +1,11 @@
 use super::*;
+use crate::blockio::MemoryIo;
+use crate::blockio::failing::FailingIo;
 use crate::blockio::record::{Op, RecordIo};
-use crate::blockio::{MemoryIo, ReadAt};
 use crate::chain::ChainMap;
 use crate::chain::tests::{Dice, chain_of};
 use crate::format::head::HeadBounds;
 use crate::units::ChunkSize;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 const MIB: usize = 1 << 20;
 
@@ -179,51 +179,17 @@ fn threads_that_meet_in_a_chunk_lose_nothing() {
     }
 }
 
-/// Memory whose writes can be made to fail.
-#[derive(Default)]
-struct Full {
-    io: MemoryIo,
-    full: AtomicBool,
-}
-
-impl ReadAt for Full {
-    fn read_at(&self, buf: &mut [u8], at: Bytes) -> io::Result<()> {
-        self.io.read_at(buf, at)
-    }
-    fn size(&self) -> io::Result<Bytes> {
-        self.io.size()
-    }
-}
-
-impl WriteAt for Full {
-    fn write_at(&self, data: &[u8], at: Bytes) -> io::Result<()> {
-        if self.full.load(Ordering::SeqCst) {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        self.io.write_at(data, at)
-    }
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-    fn set_len(&self, len: Bytes) -> io::Result<()> {
-        self.io.set_len(len)
-    }
-    fn punch(&self, at: Bytes, len: Bytes) -> io::Result<()> {
-        self.io.punch(at, len)
-    }
-}
-
 #[test]
 fn a_full_host_fails_the_write_and_keeps_what_was_there() {
-    let disk = over_ones(Full::default(), MIB, usize::MAX);
+    let disk = over_ones(FailingIo::default(), MIB, usize::MAX);
     disk.write(Bytes(0), &[2; 16384]).unwrap();
-    disk.head().unwrap().io().full.store(true, Ordering::SeqCst);
+    disk.head().unwrap().io().set_full(true);
     assert_eq!(kind(disk.write(Bytes(16384), &[3; 40_000])), io::ErrorKind::StorageFull);
     assert_eq!(kind(disk.zero(Bytes(65536), Bytes(16384))), io::ErrorKind::StorageFull);
     let mut want = vec![1; MIB];
     want[..16384].fill(2);
     assert_eq!(bytes(&disk), want);
-    disk.head().unwrap().io().full.store(false, Ordering::SeqCst);
+    disk.head().unwrap().io().set_full(false);
     disk.write(Bytes(16384), &[3; 40_000]).unwrap();
     disk.flush().unwrap();
     want[16384..16384 + 40_000].fill(3);

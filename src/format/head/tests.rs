@@ -1,6 +1,7 @@
 use super::*;
 use crate::blockio::MemoryIo;
 use crate::blockio::ReadAt;
+use crate::blockio::failing::FailingIo;
 
 const CHUNK: ChunkSize = ChunkSize::MIN;
 
@@ -76,66 +77,27 @@ fn a_head_the_kernel_invalidated_is_not_opened() {
     assert!(matches!(Head::open(MemoryIo::new(head.io().bytes())), Err(HeadError::Invalidated)));
 }
 
-/// A disk that fails on command.
-#[derive(Default)]
-struct Failing {
-    io: MemoryIo,
-    writes: std::sync::atomic::AtomicBool,
-    syncs: std::sync::atomic::AtomicBool,
-}
-
-impl ReadAt for Failing {
-    fn read_at(&self, buf: &mut [u8], at: Bytes) -> io::Result<()> {
-        self.io.read_at(buf, at)
-    }
-    fn size(&self) -> io::Result<Bytes> {
-        self.io.size()
-    }
-}
-
-impl WriteAt for Failing {
-    fn write_at(&self, data: &[u8], at: Bytes) -> io::Result<()> {
-        if self.writes.load(Ordering::SeqCst) {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        self.io.write_at(data, at)
-    }
-    fn sync(&self) -> io::Result<()> {
-        if self.syncs.load(Ordering::SeqCst) {
-            Err(io::Error::other("disk"))
-        } else {
-            Ok(())
-        }
-    }
-    fn set_len(&self, len: Bytes) -> io::Result<()> {
-        self.io.set_len(len)
-    }
-    fn punch(&self, at: Bytes, len: Bytes) -> io::Result<()> {
-        self.io.punch(at, len)
-    }
-}
-
 #[test]
 fn a_commit_that_had_no_room_can_be_repeated() {
-    let head = Head::create(Failing::default(), CHUNK).unwrap();
+    let head = Head::create(FailingIo::default(), CHUNK).unwrap();
     (0..300).for_each(|disk| put(&head, disk, 1));
-    head.io().writes.store(true, Ordering::SeqCst);
+    head.io().set_full(true);
     assert_eq!(head.commit().unwrap_err().kind(), io::ErrorKind::StorageFull);
-    head.io().writes.store(false, Ordering::SeqCst);
+    head.io().set_full(false);
     (300..600).for_each(|disk| put(&head, disk, 2));
     head.commit().unwrap();
-    let again = Head::open(MemoryIo::new(head.io().io.bytes())).unwrap();
+    let again = Head::open(MemoryIo::new(head.io().bytes())).unwrap();
     assert_eq!(again.exceptions(), head.exceptions());
     assert_eq!(again.exceptions().len(), 600);
 }
 
 #[test]
 fn after_a_failed_sync_no_commit_claims_success() {
-    let head = Head::create(Failing::default(), CHUNK).unwrap();
+    let head = Head::create(FailingIo::default(), CHUNK).unwrap();
     put(&head, 1, 1);
-    head.io().syncs.store(true, Ordering::SeqCst);
+    head.io().set_broken(true);
     assert!(head.commit().is_err());
-    head.io().syncs.store(false, Ordering::SeqCst);
+    head.io().set_broken(false);
     assert!(head.commit().is_err());
     assert_eq!(first_byte(&head, 1), Some(1), "it can still be read");
 }
