@@ -1,0 +1,95 @@
+//! What is collected, and what is not.
+
+use super::*;
+
+#[test]
+fn gc_takes_what_no_image_and_no_transaction_has() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1, 2]);
+    store.clone_image(&name("a"), &name("b"), FRESH).unwrap().1.done().unwrap();
+    let all = |_: &ObjectInfo| false;
+    assert_eq!(store.gc(false, &all).unwrap(), GcReport::default());
+    store.remove_image(&name("a")).unwrap().done().unwrap();
+    assert_eq!(store.gc(false, &all).unwrap(), GcReport::default());
+    store.remove_image(&name("b")).unwrap().done().unwrap();
+
+    let holder = store.begin(Intent::Pull { name: name("c") }).unwrap();
+    holder.hold(&digest(2)).unwrap();
+    assert!(matches!(holder.hold(&digest(9)), Err(StoreError::NoObject { .. })));
+    assert_eq!(store.gc(true, &|_| true).unwrap(), GcReport::default());
+    let dry = store.gc(true, &all).unwrap();
+    assert_eq!(
+        dry.removed.iter().map(|r| r.kind).collect::<Vec<_>>(),
+        [ObjectKind::Delta(digest(1))]
+    );
+    assert!(dry.freed >= Bytes(8192), "{dry:?}");
+    assert!(store.has_object(&digest(1)));
+    assert_eq!(store.gc(false, &all).unwrap(), dry);
+    assert!(!store.has_object(&digest(1)) && store.has_object(&digest(2)));
+    holder.done().unwrap();
+    store.gc(false, &all).unwrap();
+    assert_eq!(store.object_files().unwrap(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn gc_keeps_published_manifests_and_collects_orphans() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1]);
+    let txn = store.begin(Intent::Publish { name: name("a") }).unwrap();
+    let kept = txn.commit_manifest(b"kept").unwrap();
+    let lost = txn.commit_manifest(b"lost").unwrap();
+    let published = Published {
+        manifest: kept,
+        info_hash: InfoHash([7; 20]),
+    };
+    store.update_image(&name("a"), |record| record.published = Some(published)).unwrap();
+    assert!(
+        store.gc(false, &|_| false).unwrap().removed.is_empty(),
+        "the transaction holds both"
+    );
+    txn.done().unwrap();
+    let shelf = store.object_paths(&digest(1)).delta.parent().unwrap().to_path_buf();
+    let orphan = shelf.join(format!("{}.meta", digest(5)));
+    let arriving = shelf.join(format!("{}.meta", digest(6)));
+    write(store.incoming_dir().join(format!("{}.part", digest(6))), b"").unwrap();
+    let unknown = shelf.join("README");
+    for path in [&orphan, &arriving, &unknown] {
+        write(path, b"x").unwrap();
+    }
+    let report = store.gc(false, &|_| false).unwrap();
+    assert_eq!(
+        report.removed.iter().map(|r| r.kind).collect::<Vec<_>>(),
+        [ObjectKind::Manifest(lost)]
+    );
+    assert_eq!(report.orphans, [orphan]);
+    assert!(arriving.exists() && unknown.exists());
+    assert_eq!(store.manifest(&kept).unwrap(), b"kept");
+    assert!(matches!(&store.problems().unwrap()[..], [Problem::Strange { path }] if *path == unknown));
+}
+
+#[test]
+fn gc_keeps_what_an_image_only_names() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1]);
+    let link = store.delta_path(&name("a"), 0);
+    std::fs::remove_file(&link).unwrap();
+    fs::copy(&store.object_paths(&digest(1)).delta, &link, 0o400).unwrap();
+    assert_eq!(links(&store, 1), 1);
+    assert_eq!(store.gc(false, &|_| false).unwrap(), GcReport::default());
+    assert!(store.problems().unwrap().is_empty(), "a copy is allowed");
+}
+
+#[test]
+fn an_object_that_is_there_already_stays_as_it_is() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1]);
+    let before = store.object_paths(&digest(1)).delta.metadata().unwrap().ino();
+    let txn = store.begin(Intent::Pull { name: name("b") }).unwrap();
+    put(&txn, 1).unwrap();
+    assert_eq!(store.object_paths(&digest(1)).delta.metadata().unwrap().ino(), before);
+    assert_eq!(links(&store, 1), 3, "held");
+    let short = txn.dir().join("short");
+    write(&short, b"short").unwrap();
+    let error = txn.commit_object(&short, &digest(1), b"meta", &description(1, 5)).unwrap_err();
+    assert!(matches!(error, StoreError::ObjectDiffers { .. }), "{error}");
+}
