@@ -88,7 +88,7 @@ fn a_damaged_chain_is_exit_code_five_in_every_verb_that_needs_it() {
         &["export", "web", text(&raw)],
     ] {
         let why = rig.fails(words, 5);
-        assert!(why.contains("0000.delta"), "{words:?}: {why}");
+        assert!(why.contains(text(&delta)), "{words:?}: {why}");
     }
     fs::remove_file(&delta).unwrap();
     for words in [["info", "web"], ["publish", "web"]] {
