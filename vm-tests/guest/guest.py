@@ -21,9 +21,9 @@ class Refused(Exception):
     """blockbt-ctl did not end with 0."""
 
 
-def ctl(store, *words):
+def ctl(store, *words, codes=(0,)):
     done = subprocess.run(command(store, *words), text=True, capture_output=True, timeout=120)
     print(f"{time.monotonic():.2f} {store}: {' '.join(words)}: {done.returncode} {done.stdout}{done.stderr}", end="\n" * (not done.stdout), flush=True)
-    if done.returncode:
+    if done.returncode not in codes:
         raise Refused(f"blockbt-ctl {' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}")
     return [json.loads(line) for line in done.stdout.splitlines()]

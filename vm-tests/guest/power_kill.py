@@ -1,6 +1,6 @@
 """Guest: one of many boots of one machine, each but the last ended by a power cut. Checks what the cut before left, then works on until the next.
 
-The store is on an ext4 in a file of the window, below a loop device: what is not synced is lost. Parameters: seed, mode, last.
+The store is on an ext4 in a file of the window, below a loop device: what is not synced is lost. Parameters: seed, mode, shown (modes of the check), last.
 `known` in the window is the model when this boot began to work; `marks` what was said since, each synced to the host."""
 
 import os
@@ -25,7 +25,7 @@ if os.path.exists(KNOWN):
         known = pickle.load(file)
     with open(MARKS) as file:
         known.read(file.read().splitlines())
-    checked = Survivors(STORE, known, mode, rng).check()
+    checked = Survivors(STORE, known, rng.choice(guest.PARAMETERS["shown"]), rng).check()
     with open("/run/window/repaired", "a") as file:
         file.write("." * checked.repaired)
     known.images, known.doing = checked.images, None
@@ -46,5 +46,5 @@ if not guest.PARAMETERS["last"]:
     work = Work(STORE, mode, mark, rng, known)
     os.sync()
     open("/run/window/ready", "w").close()
-    work.run(600)
+    work.run(1000)
     raise SystemExit("the power did not go")

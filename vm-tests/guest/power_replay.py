@@ -1,9 +1,10 @@
 """Guest: records what a store's file system writes while images are used, by dm-log-writes, and checks what power cuts at random points
 would have left, one after the other, in this one boot.
 
-Parameters: seed, mode, seconds of work, cuts, broken: None, "loops" (loop devices of images drop flushes) or "disk" (the store's file system does),
+Parameters: seed, mode, shown (modes of the checks), stories of work, cuts, broken: None, "loops" (loop devices of images drop flushes) or "disk" (the store's file system does),
 which the checks have to notice. Writes `told.json`: cuts, repaired, wrong."""
 
+import glob
 import json
 import os
 import random
@@ -18,18 +19,20 @@ from survivors import Survivors, Wrong
 from work import Work
 
 PARAMETERS = guest.PARAMETERS
-SIZE = 512 << 20
+SIZE = 1 << 30
 STORE = "/mnt/disk/store"
 
 
 def drop_flushes():
     """What a careless choice of the cache's mode does: loops of images no longer pass flushes on."""
-    for line in dm.run("losetup", "--list", "--noheadings", "--raw", "--output", "NAME,BACK-FILE,RO").splitlines():
-        name, *file, read_only = line.split()
-        if "blockbt" in " ".join(file) and read_only == "0":
-            with open(f"/sys/block/{name.removeprefix('/dev/')}/queue/write_cache", "w") as setting:
+    for path in glob.glob("/sys/block/loop*/loop/backing_file"):
+        queue = f"{os.path.dirname(os.path.dirname(path))}/queue"
+        with open(path) as file:
+            backing = file.read().strip()
+        if backing.endswith("/head.delta") or "blockbt" in backing:
+            with open(f"{queue}/write_cache", "w") as setting:
                 setting.write("write through")
-            print(f"{name} no longer flushes", flush=True)
+            print(f"{backing} is no longer flushed", flush=True)
 
 
 class Broken(Work):
@@ -44,7 +47,7 @@ def record(rng):
     """Returns the log of some work, and what was said before it."""
     guest.modprobe("dm-log-writes")
     said = []
-    for name, size in (("disk", SIZE), ("log", 2 * SIZE)):
+    for name, size in (("disk", SIZE), ("log", SIZE)):
         with open(f"/mnt/files/{name}", "wb") as file:
             file.truncate(size)
     dm.run("mkfs.ext4", "-q", "-b", "4096", "/mnt/files/disk")
@@ -56,7 +59,7 @@ def record(rng):
     recorder = Recorder("/mnt/files/disk", "/mnt/files/log")
     dm.run("mount", "-o", "barrier=0" if PARAMETERS["broken"] == "disk" else "barrier=1", recorder.device, "/mnt/disk")
     work = Broken(STORE, PARAMETERS["mode"], recorder.mark, rng, first.model)
-    work.run(PARAMETERS["seconds"])
+    work.run(PARAMETERS["stories"])
     dm.run("umount", "/mnt/disk")
     return recorder.stop(), said
 
@@ -86,14 +89,14 @@ def examine(replay, cut, said, rng):
     device = replay.make(cut)
     try:
         try:
-            dm.run("mount", device, "/mnt/disk")
+            dm.mount(device, "/mnt/disk")
         except SystemExit as error:
             raise Wrong(f"the store's file system: {error}") from None
         try:
             known = Model().read(said + cut.marks())
-            return Survivors(STORE, known, PARAMETERS["mode"], rng).check().repaired
+            return Survivors(STORE, known, rng.choice(PARAMETERS["shown"]), rng).check().repaired
         finally:
-            dm.run("umount", "/mnt/disk")
+            dm.umount("/mnt/disk")
     finally:
         replay.drop()
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import mmap
 import os
+import random
 import threading
 import time
 
@@ -15,13 +16,12 @@ from model import BLOCK
 FILES, BLOCKS = 12, 24
 MIB = 1 << 20
 DISK, RAW = 64 * MIB, 16 * MIB
+# Bounds of a head; none of them is reached.
+HEADS = [[], ["--limit", "100M"], ["--limit", "80M", "--reserve"]]
 
 
-def verbs():
-    """The verbs that this blockbt-ctl has."""
-    import subprocess
-    text = subprocess.run([guest.PARAMETERS["ctl"], "--help"], text=True, capture_output=True, check=True).stdout
-    return {line.split()[0] for line in text.splitlines() if line.startswith("  ") and line.split()}
+# What happens to the other images, in random order before it happens again.
+STORIES = ["grow", "clone", "flatten", "resize", "rename", "grow", "rm", "flatten", "resize", "gc"]
 
 
 class Writer:
@@ -141,7 +141,8 @@ class Work:
         self.model = known or model.Model()
         self.lock, self.names = threading.Lock(), itertools.count(self.model.uids + 1)
         self.versions = itertools.count(self.model.version + 1_000_000)
-        self.stop, self.failed, self.verbs = threading.Event(), [], verbs()
+        self.stop, self.failed = threading.Event(), []
+        self.wanted, self.bag = guest.PARAMETERS.get("only") or STORIES, []
         self.directory = "/mnt/work"
         os.makedirs(self.directory, exist_ok=True)
 
@@ -176,8 +177,11 @@ class Work:
     def clone(self, name):
         uid = next(self.names)
         target = f"image-{uid}"
-        self.verb("clone", name, target, said=(target, uid))
+        self.verb("clone", name, target, *self.rng.choice(HEADS), said=(target, uid))
         return target
+
+    def commit(self, name):
+        self.verb("commit", name, *self.rng.choice(([], [], ["--chunk-size", self.rng.choice(("16K", "64K"))])))
 
     def prepare(self):
         """What is there before anything is cut."""
@@ -186,7 +190,7 @@ class Work:
         self.verb("commit", "base")
         self.create("raw", "none", RAW)
         uid = next(self.names)
-        self.verb("clone", "base", "web", said=("web", uid))
+        self.verb("clone", "base", "web", *self.rng.choice(HEADS), said=("web", uid))
 
     def others(self):
         return sorted(name for name in self.model.images if name.startswith("image-"))
@@ -197,10 +201,11 @@ class Work:
         if len(others) < 2:
             name = self.clone(self.rng.choice(["base", *others]))
             self.write(name, 4)
-            self.verb("commit", name)
+            self.commit(name)
             return
-        name = self.rng.choice(others)
-        story = self.rng.choice(["grow", "grow", "clone", "rm", "rename", "gc", "flatten", "flatten", "resize", "resize"])
+        if not self.bag:
+            self.bag = self.rng.sample(self.wanted, len(self.wanted))
+        name, story = self.rng.choice(others), self.bag.pop()
         if story == "clone" and len(others) < 5:
             self.clone(name)
         elif story == "rm" and len(others) > 3:
@@ -210,30 +215,30 @@ class Work:
             self.verb("rename", name, target, said=(target,))
         elif story == "gc":
             self.verb("gc")
-        elif story == "flatten" and "flatten" in self.verbs:
+        elif story == "flatten":
             self.write(name, 2)
-            self.verb("commit", name)
+            self.commit(name)
             self.verb("flatten", name, *self.rng.choice(([], ["--keep", "1"])))
-        elif story == "resize" and "resize" in self.verbs:
+        elif story == "resize":
             size = self.rng.choice([size for size in (48 * MIB, DISK, 96 * MIB) if size != self.model.images[name].size])
-            self.verb("resize", name, str(size), *(["--shrink"] if size < self.model.images[name].size else []), said=(size,))
+            self.verb("resize", name, str(size), said=(size,))
             self.write(name, 3)
-            self.verb("commit", name)
+            self.commit(name)
         else:
             self.write(name, 4)
-            self.verb("commit", name)
+            self.commit(name)
 
-    def run(self, seconds):
-        """Attaches the two images and keeps writing into them, for `seconds` of stories."""
-        (mounted,) = [self.verb("mount", "web", "/mnt/web", *self.mode)]
+    def run(self, stories):
+        """Attaches the two images and keeps writing into them while so many stories happen to others."""
+        self.verb("mount", "web", "/mnt/web", *self.mode)
         (attached,) = self.verb("attach", "raw", *self.mode)
         writers = [TreeWriter(self, "web", self.rng_of(), "/mnt/web"), DiskWriter(self, "raw", self.rng_of(), attached["device"])]
         threads = [threading.Thread(target=self.keep_writing, args=(writer,), daemon=True) for writer in writers]
         for thread in threads:
             thread.start()
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and not self.failed:
-            self.story()
+        for _ in range(stories):
+            if not self.failed:
+                self.story()
         self.stop.set()
         for thread in threads:
             thread.join()
@@ -245,7 +250,6 @@ class Work:
         self.verb("detach", "raw")
 
     def rng_of(self):
-        import random
         return random.Random(self.rng.getrandbits(32))
 
     def keep_writing(self, writer):

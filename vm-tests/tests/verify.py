@@ -6,7 +6,7 @@ import time
 from harness import number, seed, test
 from vm import Failure, boot
 
-MODES = ("user",)
+MODES = ("user", "flat", "stack")
 
 
 def verify(window, fs):
@@ -14,7 +14,7 @@ def verify(window, fs):
     end = time.monotonic() + 60 * minutes
     while not boots or time.monotonic() < end:
         try:
-            with boot(window, "verify.py", memory="2G", seed=first + boots, modes=MODES, rounds=3 * (1 + minutes // 5), operations=600, file_systems=[fs]) as vm:
+            with boot(window, "verify.py", memory="2G", seed=first + boots, modes=MODES, rounds=4, operations=600, file_systems=[fs]) as vm:
                 vm.finish(300 + 300 * minutes)
         except Failure as failure:
             raise Failure(f"seed {first + boots}: {failure}", window) from None
