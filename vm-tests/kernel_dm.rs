@@ -410,6 +410,22 @@ fn a_loop_is_found_by_number_name_and_file_and_grows_with_it() {
 }
 
 #[test]
+fn a_free_loop_that_a_table_claims_starves_nobody() {
+    let mut bench = Bench::new("starved");
+    let (_, last) = bench.disk("last", 1, false);
+    // The first free number now; a table over a device without a size loads.
+    let free = DevNo {
+        major: 7,
+        minor: last.minor + 1,
+    };
+    bench.create("claim", &linear(free), false);
+    for n in 0..3 {
+        let (_, device) = bench.disk(&format!("disk-{n}"), 2, false);
+        assert_ne!(device, free);
+    }
+}
+
+#[test]
 fn a_loop_does_direct_io_where_the_host_can_and_says_which() {
     let mut bench = Bench::new("direct");
     let disk = bench.file("ext4", 0, 16 * MIB);

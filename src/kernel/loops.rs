@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 const SYS_BLOCK: &str = "/sys/block";
 /// How long we race others for a free device. Somebody wins every race, so that only a crowd makes us wait at all.
 const RACE_PATIENCE: Duration = Duration::from_secs(20);
+/// Races that are lost before we ask for a device that the kernel has not made yet: a free one that somebody has claimed, as a table over it
+/// does, is offered for ever and never had.
+const RACES: u32 = 24;
 /// The loop driver's. Source: Linux include/uapi/linux/major.h.
 const LOOP_MAJOR: u32 = 7;
 
@@ -78,13 +81,17 @@ pub fn attach_open(file: &File, wanted: &Attach) -> Result<LoopDevice, KernelErr
         read_only: wanted.read_only,
         direct_io: wanted.direct_io,
     };
-    let (start, mut pause) = (Instant::now(), Duration::from_micros(50));
+    let (start, mut pause, mut lost) = (Instant::now(), Duration::from_micros(50), 0);
     while start.elapsed() < RACE_PATIENCE {
-        let (number, device) = next_free(&control)?;
+        let (number, device) = match lost {
+            0..RACES => next_free(&control)?,
+            _ => one_more(&control)?,
+        };
         match sys::loops::configure(&device, file, &config).map_err(|e| (e.raw_os_error(), e)) {
             Ok(()) => return inspect(number).map_err(|e| KernelError::new("read back", node(number), e)),
             // Somebody else was faster.
             Err((Some(libc::EBUSY | libc::ENXIO), _)) => {
+                lost += 1;
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(5));
             }
@@ -114,6 +121,22 @@ fn next_free(control: &loopdev::LoopControl) -> Result<(u32, File), KernelError>
     // A handle of our own kind: the crate's has no borrowed file descriptor.
     let path = node(number);
     drop(device);
+    open_file(&path, false)
+        .map(|file| (number, file))
+        .map_err(|e| KernelError::new("open", path, e))
+}
+
+/// A device with a number that none had, opened. Another one may be faster here, too, or with the number.
+fn one_more(control: &loopdev::LoopControl) -> Result<(u32, File), KernelError> {
+    let failed = |e| KernelError::new("add a loop device by", "/dev/loop-control", e);
+    let number = numbers().map_err(failed)?.last().map_or(0, |last| last + 1);
+    match control.add(number) {
+        Ok(_) => {}
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make_nodes().map_err(failed)?,
+        Err(error) => return Err(failed(error)),
+    }
+    let path = node(number);
     open_file(&path, false)
         .map(|file| (number, file))
         .map_err(|e| KernelError::new("open", path, e))
