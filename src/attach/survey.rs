@@ -190,7 +190,7 @@ pub fn sweep(store: &Store) -> Result<Vec<ImageId>, AttachError> {
             images.extend(half_made(store, &dm)?);
         }
         for image in images {
-            note(image, sweep_mapped(store, &dm, image));
+            note(image, sweep_mapped(store, &dm, image, marked.contains(&image)));
         }
         if is_new_boot {
             let place = Place::of(store, ImageId([0; 16]));
@@ -218,10 +218,12 @@ fn sweep_user(store: &Store, image: ImageId) -> Result<bool, AttachError> {
     Ok(true)
 }
 
-fn sweep_mapped(store: &Store, dm: &Dm, image: ImageId) -> Result<bool, AttachError> {
+fn sweep_mapped(store: &Store, dm: &Dm, image: ImageId, marked: bool) -> Result<bool, AttachError> {
     let place = Place::of(store, image);
     let lock = try_lock(&place)?;
-    if lock.is_none() || place.has_owner() || check_owner(store, &place).is_err() {
+    // A verb that lived when the markers were listed may have come to its end since: then there is nothing to do, and to look as if there were
+    // would have others refused the image.
+    if lock.is_none() || (marked && !place.is_marked()) || place.has_owner() || check_owner(store, &place).is_err() {
         return Ok(false);
     }
     mapped::sweep(&place, dm)
