@@ -30,10 +30,22 @@ def dust(window):
     return fault(window, "fault_disk.py", "dust")
 
 
+@test("fault-origin", seconds=30)
+def origin(window):
+    """an image whose origin has holes loses its snapshot and none of its data: check --repair brings it back"""
+    return fault(window, "fault_repair.py", "origin")
+
+
 @test("fault-shared", seconds=30)
 def shared(window):
     """holes in the device that all clones of a chain share are read errors for as long as they last, and lose nothing"""
     return fault(window, "fault_disk.py", "shared")
+
+
+@test("fault-space", seconds=30)
+def space(window):
+    """the host's disk fills up: a reserved head notices nothing, a sparse one is dropped and repaired, a bounded one refuses writes and is usable again"""
+    return fault(window, "fault_repair.py", "space")
 
 
 @test("fault-loops", seconds=20)
