@@ -1,17 +1,43 @@
 """Chains in all modes beside a model."""
 
 import os
+import shutil
 
+from chains import Ctl
+from disks import MIB, Disk
 from harness import number, seed, test
-from vm import boot
+from vm import CTL, Failure, boot
 
 
-@test("modes", seconds=150)
+@test("modes", seconds=120)
 def modes(window):
     """random chains look the same in the modes flat, stack and user, and what the kernel wrote is read back in the others and after commit"""
     chance = seed()
     print(f"modes: SEED={chance}", flush=True)
-    with boot(window, "modes.py", "2G", seed=chance, deepest=number("DEEPEST", 128)) as vm:
+    deep = deep_chains(window, chance, number("DEEPEST", 128))
+    with boot(window, "modes.py", "2G", seed=chance, deep=deep) as vm:
         vm.finish(600)
     with open(os.path.join(window, "said")) as said:
         return f"SEED={chance}, {said.read()}"
+
+
+def deep_chains(window, chance, deepest):
+    """Made here, as each verb takes a guest a quarter of a second. Images of 32 deltas and of the most, and a `.model` of each; their names."""
+    ctl, model, made = Ctl(CTL, os.path.join(window, "store")), os.path.join(window, "model"), []
+    disk = Disk(ctl, False, "deep", chance, model)
+    disk.make(model, (24 * MIB, 48 * MIB))
+    try:
+        while disk.depth < deepest:
+            disk.step(100, (24 * MIB, 48 * MIB), disk.depth % 32 == 0)
+            if disk.depth in (32, deepest) and f"deep-{disk.depth}" not in made:
+                made.append(f"deep-{disk.depth}")
+                # Without the head that the last look left.
+                ctl("clone", "deep", made[-1])
+                shutil.copyfile(model, os.path.join(window, f"{made[-1]}.model"))
+    except AssertionError as wrong:
+        ctl("detach", "deep")
+        raise Failure(f"SEED={chance}: {wrong}", window) from None
+    ctl("rm", "deep")
+    if deepest >= 100 and not disk.full:
+        raise Failure(f"SEED={chance}: no delta with areas exactly full", window)
+    return made
