@@ -10,6 +10,10 @@ fn every_stop_point_in_the_source_is_in_the_list_and_the_other_way_round() {
     while let Some(folder) = folders.pop() {
         for entry in fs::list(&folder).unwrap() {
             let path = folder.join(entry);
+            if path.ends_with("src/attach") {
+                // It has a list of its own.
+                continue;
+            }
             if path.is_dir() {
                 folders.push(path);
             } else if !path
