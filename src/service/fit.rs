@@ -5,6 +5,7 @@
 
 use super::tool::{Tool, ToolError};
 use crate::blockio::{FileIo, ReadAt};
+use crate::sys;
 use crate::units::{Bytes, SECTOR};
 use std::fs::File;
 use std::io;
@@ -121,7 +122,8 @@ pub fn refit_ext4(device: &Path, size: Bytes) -> Result<Bytes, FitError> {
             .checked_shl(10 + u32::from_le_bytes(log_size))
     };
     let minimum = Bytes(blocks().ok_or_else(|| FitError::Unknown { said: said.trim().into() })?);
-    if size < minimum {
+    let is_smaller = size < sys::block::size(&watch.0).map_err(io("measure"))?;
+    if is_smaller && size < minimum {
         return Err(FitError::TooSmall { minimum });
     }
     RESIZE2FS.run(&[device, Path::new(&format!("{}s", size.0 / SECTOR))])?;

@@ -10,15 +10,17 @@ use super::commit::open_head;
 use super::engine::Engine;
 use super::fit::{self, FitError};
 use super::make::{ms, new_delta};
+use super::mount::failed;
 use super::own_mount::OwnMount;
 use super::tool::ToolError;
 use super::{ErrorKind, Progress, Resize, ResizeReply, ServiceError};
 use crate::attach;
-use crate::blockio::{FileIo, ReadAt};
-use crate::format::head::{Head, trim, usable_len};
+use crate::blockio::{FileIo, WriteAt};
+use crate::format::head::{Head, HeadBounds, trim, usable_len};
 use crate::kernel::mounts;
 use crate::store::{HeadRecord, HistoryEntry, ImageRecord, Txn, stop};
 use crate::units::{Bytes, ChunkSize};
+use std::fs::File;
 use std::time::Instant;
 
 impl Engine {
@@ -67,6 +69,13 @@ impl Engine {
         let is_known = fit::is_known(&before.file_system);
         if is_known {
             fit::can_grow(&before.file_system)?;
+        }
+        if let Some(head) = before.head.filter(|head| head.reserve) {
+            // All of the larger disk's space, before anybody relies on it.
+            let path = self.store.head_path(&before.name);
+            let file = File::options().read(true).write(true).open(&path);
+            let file = file.map_err(|error| failed("open", &path, &error))?;
+            Head::open_within(FileIo(file), size, head.bounds())?;
         }
         let record = match size == before.virtual_size {
             // Nothing to do, or an interrupted one to finish.
@@ -141,7 +150,7 @@ impl Engine {
         let _lock = txn.new_image()?;
         let draft = open_head(&txn.draft_dir().join("head.delta"))?;
         let trimmed = trim(&draft, new_delta(&txn.image_dir().join("head.delta"))?, size)?;
-        must_fit(before, head, &trimmed)?;
+        take_space(before, head, &trimmed, size)?;
         stop::point("shrink.trimmed");
         let head = HeadRecord {
             smallest_size: head.smallest_size.min(size),
@@ -188,23 +197,25 @@ fn refuse(record: &ImageRecord, size: Bytes, shrink: bool) -> Result<(), Service
     }
 }
 
-/// Errors: the head is longer than its limit.
-fn must_fit(record: &ImageRecord, head: HeadRecord, trimmed: &Head<FileIo>) -> Result<(), ServiceError> {
-    let Some(limit) = head.limit_bytes else { return Ok(()) };
-    let size = trimmed
-        .io()
-        .size()
-        .map_err(|error| ServiceError::from_error(ErrorKind::Failed, &error))?;
-    match size <= usable_len(limit, trimmed.chunk_size()) {
-        true => Ok(()),
-        false => {
-            let message = format!(
-                "image \"{}\": its head would take {size}, more than its limit of {limit}",
-                record.name
-            );
-            Err(ServiceError::new(ErrorKind::Failed, message))
-        }
+/// The space that the head was promised. Errors: also when the head is longer than its limit.
+fn take_space(record: &ImageRecord, head: HeadRecord, trimmed: &Head<FileIo>, size: Bytes) -> Result<(), ServiceError> {
+    let HeadBounds { limit_bytes, reserve } = head.bounds();
+    let used = trimmed.used_len();
+    if let Some(limit) = limit_bytes
+        && usable_len(limit, trimmed.chunk_size()) < used
+    {
+        let message = format!(
+            "image \"{}\": its head would take {used}, more than its limit of {limit}",
+            record.name
+        );
+        return Err(ServiceError::new(ErrorKind::Failed, message));
     }
+    if reserve {
+        let len = trimmed.full_len(size, limit_bytes)?;
+        let taken = trimmed.io().reserve(len).and_then(|()| trimmed.io().sync());
+        taken.map_err(|error| ServiceError::new(ErrorKind::Failed, format!("{len} for the head")).because(Some(&error)))?;
+    }
+    Ok(())
 }
 
 fn entry(old: Bytes, new: Bytes) -> HistoryEntry {
