@@ -10,6 +10,7 @@
 mod below;
 mod disk;
 mod error;
+mod grow;
 mod held;
 mod mapped;
 mod mode;
@@ -28,6 +29,7 @@ mod tables;
 
 pub use disk::{DiskError, DiskFiles};
 pub use error::AttachError;
+pub use grow::grow_head;
 pub use held::attach_held;
 pub use mode::Mode;
 pub use plan::Step;

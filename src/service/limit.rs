@@ -1,25 +1,35 @@
 //! `resize --limit`: how much space an image's head may take.
 //!
-//! Refuses to take anything from a head. Invariant: the limit in `image.json` is never below what the head's file has in use, and what is
+//! Refuses to take anything from a head, and to lower the limit of an image that is attached. Invariant: the limit in `image.json` is never below what the head's file has in use, and what is
 //! reserved has its space before the record says so.
 
 use super::engine::Engine;
 use super::{ErrorKind, ServiceError};
+use crate::attach;
 use crate::blockio::{FileIo, WriteAt};
 use crate::format::head::{Head, HeadBounds, check_limit, usable_len};
 use crate::ids::ImageName;
-use crate::store::{HistoryEntry, ImageRecord};
+use crate::store::{HistoryEntry, ImageRecord, StoreError};
 use crate::units::{Bytes, ChunkSize};
 use std::fs::File;
 
 impl Engine {
     /// Gives the head, or the one that is made next, another limit. A head that was full has room again.
     pub(super) fn set_limit(&self, name: &ImageName, limit: Bytes) -> Result<ImageRecord, ServiceError> {
-        let _mine = self.store.lock_image(name)?;
+        let mine = match self.store.lock_image(name) {
+            // A kernel that writes to it can be given more room.
+            Err(in_use @ StoreError::InUse { .. }) => Err(in_use),
+            other => Ok(other?),
+        };
         let record = self.store.image(name)?;
         let usage = |error| ServiceError::from_error(ErrorKind::Usage, &error);
         match record.head {
-            None => check_limit(limit, ChunkSize::HEAD).map_err(usage)?,
+            None => {
+                check_limit(limit, ChunkSize::HEAD).map_err(usage)?;
+                if let Err(in_use) = mine {
+                    return Err(in_use.into());
+                }
+            }
             Some(head) => {
                 let chunk = ChunkSize::new(head.chunk_size)?;
                 check_limit(limit, chunk).map_err(usage)?;
@@ -27,7 +37,17 @@ impl Engine {
                     limit_bytes: Some(limit),
                     ..head.bounds()
                 };
-                self.fit_head(&record, chunk, limit, bounds)?;
+                match &mine {
+                    Ok(_) => self.fit_head(&record, chunk, limit, bounds)?,
+                    Err(_)
+                        if head.limit_bytes.is_some_and(|old| old <= limit) && attach::grow_head(&self.store, &record, &head, limit)? => {}
+                    Err(_) => {
+                        let what = format!(
+                            "image \"{name}\" is in use, and its head can only grow, before it is full, where the kernel writes to it"
+                        );
+                        return Err(ServiceError::new(ErrorKind::InUse, what));
+                    }
+                }
             }
         }
         let record = self.store.update_image(name, |record| {
