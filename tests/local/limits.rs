@@ -24,26 +24,29 @@ fn a_head_at_its_limit_refuses_writes_keeps_what_it_has_and_the_next_head_has_th
     write(&mnt.join("kept"), noise(1, MIB as usize)).unwrap();
     assert!(write(&mnt.join("big"), noise(2, 100 << 20)).is_err(), "100 MiB went into 16");
     assert!(fs::read(mnt.join("kept")).unwrap() == noise(1, MIB as usize));
-    // That not all was written may be said here.
+    // That not all was written is said, once.
     let said = rig.ctl(&["umount", "web"]);
     assert!(matches!(said.code, Some(0 | 1)), "{said:?}");
+    if said.code == Some(1) {
+        rig.ok(&["umount", "web"]);
+    }
     let head = rig.json(&["info", "web"])["head"].clone();
     assert_eq!((&head["limit_bytes"], &head["reserve"]), (&(16 * MIB).into(), &false.into()));
     // The host keeps account of the blocks, which takes one now and then.
     assert!(head["stored_bytes"].as_u64().unwrap() <= 16 * MIB + (64 << 10), "{head}");
     rig.assert_sound("after a full head");
-    rig.ok(&["mount", "web", text(&mnt), "--read-only"]);
-    assert!(fs::read(mnt.join("kept")).unwrap() == noise(1, MIB as usize));
-    rig.ok(&["umount", "web"]);
     let why = rig.fails(&["mount", "web", text(&mnt), "--limit", "64M"], 2);
     assert!(why.contains("resize --limit"), "{why}");
     let why = rig.fails(&["resize", "web", "--limit", "1M"], 2);
     assert!(why.contains("a limit of 1048576 bytes, and its head has "), "{why}");
     rig.ok(&["resize", "web", "--limit", "80M"]);
     rig.ok(&["mount", "web", text(&mnt)]);
+    assert!(fs::read(mnt.join("kept")).unwrap() == noise(1, MIB as usize));
     rig.fails(&["resize", "web", "--limit", "90M"], 4);
     // There is room again.
-    fs::remove_file(mnt.join("big")).unwrap();
+    if mnt.join("big").exists() {
+        fs::remove_file(mnt.join("big")).unwrap();
+    }
     write(&mnt.join("more"), noise(3, 40 << 20)).unwrap();
     rig.ok(&["umount", "web"]);
     rig.assert_sound("after a larger limit");
