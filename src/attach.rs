@@ -375,6 +375,7 @@ fn take_away(name: &dyn std::fmt::Display, place: &Place, seen: &Seen) -> Result
         if let Err(cause) = run::take_away(step, place) {
             return Err(AttachError::from_taking(name, step, cause, &steps[done..]));
         }
+        stop::step("detach", step);
     }
     tracing::info!(image = %name, "detached");
     Ok(())

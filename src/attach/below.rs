@@ -58,7 +58,8 @@ pub fn release(nodes: &[Node]) -> Vec<Step> {
 pub fn under(dm: &Dm, store: StoreId, root: DeviceId) -> Result<Vec<Node>, AttachError> {
     let mut walk = Walk::new(dm, store);
     match dm.info(&root.uuid(store))? {
-        Some(info) if info.open_count == 0 => drop(walk.device(root, info.device, 0)?),
+        // Somebody who merely looks into it, and will be waited for, is no reason to leave it for ever.
+        Some(info) if info.open_count == 0 || !has_holders(info.device) => drop(walk.device(root, info.device, 0)?),
         Some(info) => drop(walk.push(Part::Device(root), info.open_count as usize)),
         None => {}
     }
@@ -174,6 +175,11 @@ pub fn slaves(device: DevNo) -> Vec<Slave> {
         None => Slave::Other,
     };
     entries.filter_map(|entry| Some(slave(entry.ok()?.file_name().to_str()?))).collect()
+}
+
+/// Whether a device stands on it.
+fn has_holders(device: DevNo) -> bool {
+    fs::read_dir(format!("/sys/dev/block/{device}/holders")).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 /// How large a device is.
