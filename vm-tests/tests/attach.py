@@ -1,0 +1,38 @@
+"""Attach in every mode, and what remains when verbs, daemons and their files die."""
+
+import os
+import subprocess
+
+import harness
+from harness import ENV, test
+from vm import TOP, boot
+
+STOPS = os.path.join(TOP, "src", "attach", "stop.rs")
+
+
+def run(window, part):
+    seed = harness.seed()
+    with boot(window, "attach.py", seed=seed, part=part, stops=STOPS) as vm:
+        vm.finish(900)
+    return f"seed {seed}"
+
+
+@test("attach-modes", seconds=60)
+def modes(window):
+    """every mode shows the same, a head moves between them, clones share what they have in common, tables can be loaded by hand"""
+    return run(window, "modes")
+
+
+@test("attach-owners", seconds=45)
+def owners(window):
+    """what is attached is found without a file or a process of ours, and stays its store's; a stranger's device stays"""
+    return run(window, "owners")
+
+
+@test("attach-killed", seconds=120)
+def killed(window):
+    """an attach or detach that dies, at whichever step, leaves nothing that the next verb does not take away"""
+    # The programs with their stop points: the build of `make test`.
+    words = ["cargo", "build", "--quiet", "--release", "--locked", "--features", "root-tests", "--bins"]
+    subprocess.run(words, cwd=TOP, env=ENV, check=True)
+    return run(window, "killed")
