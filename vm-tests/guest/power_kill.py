@@ -9,7 +9,6 @@ import random
 
 import dm
 import guest
-import model
 from survivors import Survivors
 from work import Work
 

@@ -1,8 +1,8 @@
 """Guest: records what a store's file system writes while images are used, by dm-log-writes, and checks what power cuts at random points
 would have left, one after the other, in this one boot.
 
-Parameters: seed, mode, shown (modes of the checks), stories of work, cuts, broken: None, "loops" (loop devices of images drop flushes) or "disk" (the store's file system does),
-which the checks have to notice. Writes `told.json`: cuts, repaired, wrong."""
+Parameters: seed, mode, shown (modes of the checks), stories of work, only (which ones), cuts, broken: None, "loops" (loop devices of images drop
+flushes) or "disk" (the store's file system does), which the checks have to notice. Writes `told.json`: cuts, repaired, wrong."""
 
 import glob
 import json
