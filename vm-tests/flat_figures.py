@@ -2,8 +2,9 @@
 """Measures the rule of the flat table: what a chain costs to activate and to read, by which runs are short.
 
 usage: vm-tests/flat_figures.py [DEPTH...]      1 8 32 128 unless said; as root; some minutes, and some more for the chains at first
+After `make demo`, for its Debian root, and `cargo build --release --example flat_table`.
 
-Two chains are made and kept in target/flat: a Debian root (the demo's cache) with a package installed or removed per delta, as dpkg does it, and
+Two chains are made and kept in target/flat: a Debian root with a package installed or removed per delta, as dpkg does it, and
 random blocks of 4 KiB. Prints a table for kernel-notes/flat-table.md."""
 
 import glob
