@@ -88,7 +88,7 @@ pub enum Load {
     Random,
 }
 
-/// Reads of a whole device for a second.
+/// Reads of a whole device for half a second.
 pub fn fio(device: &Path, load: &Load) -> f64 {
     let words: &[&str] = match load {
         Load::Sequential => &["--rw=read", "--bs=1M", "--ioengine=psync"],
@@ -109,7 +109,7 @@ pub fn fio(device: &Path, load: &Load) -> f64 {
             "--invalidate=0",
             "--output-format=json",
             "--time_based",
-            "--runtime=1",
+            "--runtime=500ms",
         ])
         .arg(format!("--filename={}", device.display()))
         .args(words)
