@@ -6,10 +6,13 @@ use super::error::{At, StoreError};
 use crate::units::Bytes;
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags};
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+
+/// Room for most of the small files that are read as a whole.
+const USUAL_FILE: usize = 16 << 10;
 
 /// Random bytes for a name that nobody else has.
 pub fn random<const N: usize>() -> [u8; N] {
@@ -35,7 +38,8 @@ pub fn open_read(path: &Path) -> Result<File, StoreError> {
 /// All of a small file. Errors: [`StoreError::TooLarge`] past `max` bytes, before they are read.
 pub fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, StoreError> {
     let file = open_read(path)?;
-    let mut bytes = Vec::new();
+    // With room from the start it is one read, and not one for each doubling.
+    let mut bytes = Vec::with_capacity(USUAL_FILE.min(max as usize + 1));
     (&file).take(max + 1).read_to_end(&mut bytes).at("read", path)?;
     if bytes.len() as u64 > max {
         let len = Bytes(file.metadata().at("look at", path)?.len());
@@ -124,15 +128,16 @@ pub fn unlink_if_there(path: &Path) -> Result<(), StoreError> {
 /// rest over.
 pub fn remove_tree(path: &Path, last: &str) -> Result<(), StoreError> {
     let is_gone = |error: &StoreError| error.is_missing();
-    let names = match list(path) {
+    let entries: Vec<DirEntry> = match std::fs::read_dir(path).and_then(Iterator::collect).at("list", path) {
         Err(error) if is_gone(&error) => return Ok(()),
         other => other?,
     };
-    for name in names.iter().filter(|name| *name != last) {
-        let entry = path.join(name);
-        match std::fs::symlink_metadata(&entry) {
+    for entry in entries.iter().filter(|entry| entry.file_name() != last) {
+        let kind = entry.file_type();
+        let entry = entry.path();
+        match kind {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Ok(meta) if meta.is_dir() => remove_tree(&entry, "")?,
+            Ok(kind) if kind.is_dir() => remove_tree(&entry, "")?,
             Ok(_) => unlink_if_there(&entry)?,
             Err(error) => return Err(error).at("look at", &entry),
         }
