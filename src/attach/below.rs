@@ -112,8 +112,7 @@ impl<'a> Walk<'a> {
         self.devices.insert(id, index);
         for slave in slaves(device) {
             let below = match slave {
-                Slave::Loop(number) => loops::get(number)
-                    .and_then(|found| found.name)
+                Slave::Loop(number) => loops::name_of(number)
                     .filter(|name| LoopId::is_shared(name, self.store))
                     .map(|name| self.loop_device(number, name)),
                 Slave::Mapped(number) => match self.shared(&number)? {

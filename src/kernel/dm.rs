@@ -16,16 +16,21 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 const CONTROL: &str = "/dev/mapper/control";
 /// The control device's number. Source: Linux `include/linux/miscdevice.h`, `MAPPER_CTRL_MINOR`.
 const CONTROL_NUMBER: (u64, u64) = (10, 236);
 
-/// The way to the kernel's device-mapper.
+/// The way to the kernel's device-mapper; a clone is the same way.
+#[derive(Clone)]
 pub struct Dm {
-    dm: DM,
+    dm: Arc<DM>,
 }
+
+/// Opened once by this process.
+static OPENED: OnceLock<Dm> = OnceLock::new();
 
 /// A device in the kernel's list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,8 +82,16 @@ struct Taken {
 }
 
 impl Dm {
-    /// Opens the control device; makes its node where neither udev nor devtmpfs did.
+    /// What [`Dm::open`] has opened before.
+    pub fn opened() -> Option<Dm> {
+        OPENED.get().cloned()
+    }
+
+    /// Opens the control device, or takes it as it was opened before; makes its node where neither udev nor devtmpfs did.
     pub fn open() -> Result<Dm, KernelError> {
+        if let Some(opened) = Dm::opened() {
+            return Ok(opened);
+        }
         let failed = |cause: io::Error| KernelError::new("open", CONTROL, cause);
         match File::open(CONTROL) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => make_control().map_err(failed)?,
@@ -86,7 +99,8 @@ impl Dm {
             Ok(_) => {}
         }
         File::open(CONTROL).map_err(failed)?;
-        DM::new().map(|dm| Dm { dm }).map_err(|error| failed(cause(error)))
+        let dm = Arc::new(DM::new().map_err(|error| failed(cause(error)))?);
+        Ok(OPENED.get_or_init(|| Dm { dm }).clone())
     }
 
     fn control(&self) -> &File {

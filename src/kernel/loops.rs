@@ -11,6 +11,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 const SYS_BLOCK: &str = "/sys/block";
@@ -74,7 +75,7 @@ pub fn attach(wanted: &Attach) -> Result<LoopDevice, KernelError> {
 
 /// As [`attach`], over a file that the caller has open, in the mode that is wanted; its path is only for errors.
 pub fn attach_open(file: &File, wanted: &Attach) -> Result<LoopDevice, KernelError> {
-    let control = loopdev::LoopControl::open().map_err(|e| KernelError::new("open", "/dev/loop-control", e))?;
+    let control = control()?;
     let mut config = sys::loops::Config {
         name: wanted.name,
         sector_size: Bytes(512),
@@ -84,11 +85,14 @@ pub fn attach_open(file: &File, wanted: &Attach) -> Result<LoopDevice, KernelErr
     let (start, mut pause, mut lost) = (Instant::now(), Duration::from_micros(50), 0);
     while start.elapsed() < RACE_PATIENCE {
         let (number, device) = match lost {
-            0..RACES => next_free(&control)?,
-            _ => one_more(&control)?,
+            0..RACES => next_free(control)?,
+            _ => one_more(control)?,
         };
         match sys::loops::configure(&device, file, &config).map_err(|e| (e.raw_os_error(), e)) {
-            Ok(()) => return inspect(number).map_err(|e| KernelError::new("read back", node(number), e)),
+            Ok(()) => {
+                let status = sys::loops::status(&device).map_err(|e| KernelError::new("read back", node(number), e))?;
+                return Ok(described(number, wanted.file.into(), status));
+            }
             // Somebody else was faster.
             Err((Some(libc::EBUSY | libc::ENXIO), _)) => {
                 lost += 1;
@@ -107,16 +111,27 @@ pub fn attach_open(file: &File, wanted: &Attach) -> Result<LoopDevice, KernelErr
     ))
 }
 
+/// Opened once by this process.
+fn control() -> Result<&'static loopdev::LoopControl, KernelError> {
+    static OPENED: OnceLock<loopdev::LoopControl> = OnceLock::new();
+    if let Some(control) = OPENED.get() {
+        return Ok(control);
+    }
+    let control = loopdev::LoopControl::open().map_err(|e| KernelError::new("open", "/dev/loop-control", e))?;
+    Ok(OPENED.get_or_init(|| control))
+}
+
 /// A free device, opened; makes its node where no udev did.
 fn next_free(control: &loopdev::LoopControl) -> Result<(u32, File), KernelError> {
     let failed = |e| KernelError::new("find a free loop device by", "/dev/loop-control", e);
-    if let Err(error) = control.next_free() {
-        if error.kind() != io::ErrorKind::NotFound {
-            return Err(failed(error));
+    let device = match control.next_free() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make_nodes().map_err(|e| KernelError::new("make nodes for", SYS_BLOCK, e))?;
+            control.next_free()
         }
-        make_nodes().map_err(|e| KernelError::new("make nodes for", SYS_BLOCK, e))?;
-    }
-    let device = control.next_free().map_err(failed)?;
+        other => other,
+    };
+    let device = device.map_err(failed)?;
     let number = device.minor().map_err(failed)?;
     // A handle of our own kind: the crate's has no borrowed file descriptor.
     let path = node(number);
@@ -228,10 +243,18 @@ pub fn get(number: u32) -> Option<LoopDevice> {
     inspect(number).ok()
 }
 
+/// The name of one device, if it is in use and answers.
+pub fn name_of(number: u32) -> Option<String> {
+    let device = open_file(&node(number), true).ok()?;
+    sys::loops::status(&device).ok().map(|status| status.name)
+}
+
 /// The devices whose names are `wanted`: one ioctl for each device of the machine, and no more for those that are not.
 pub fn find(wanted: impl Fn(&str) -> bool) -> Result<Vec<LoopDevice>, KernelError> {
     let numbers = numbers().map_err(|e| KernelError::new("list", SYS_BLOCK, e))?;
     let named = |number| {
+        // A free one has no such directory: opening each of a thousand would cost more than all else.
+        Path::new(&format!("{SYS_BLOCK}/loop{number}/loop")).exists().then_some(())?;
         let status = open_file(&node(number), true).and_then(|device| sys::loops::status(&device)).ok()?;
         wanted(&status.name).then_some(())?;
         Some(described(number, backing(number)?, status))

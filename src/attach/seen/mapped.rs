@@ -90,7 +90,7 @@ impl MappedSeen {
                     Slave::Loop(number) => Some(*number),
                     _ => None,
                 });
-                let ours = |number: &u32| loops::get(*number).and_then(|found| found.name).as_ref() == Some(&head);
+                let ours = |number: &u32| loops::name_of(*number).as_ref() == Some(&head);
                 numbers.filter(ours).map(|number| (number, head.clone())).collect()
             }
         };
@@ -165,6 +165,9 @@ fn mounts_of(info: &Info, mounts: &Mounts) -> Result<Vec<PathBuf>, KernelError> 
 ///
 /// Errors: it is there and cannot be asked, so that nobody knows what is attached.
 pub fn device_mapper() -> Result<Option<Dm>, KernelError> {
+    if let Some(opened) = Dm::opened() {
+        return Ok(Some(opened));
+    }
     let devices = fs::read_to_string("/proc/devices").unwrap_or_default();
     let is_there = devices.lines().any(|line| line.ends_with(" device-mapper"));
     is_there.then(Dm::open).transpose()

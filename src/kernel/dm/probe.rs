@@ -6,6 +6,7 @@
 use super::{Dm, node};
 use crate::sys;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The kernel's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub enum Support {
 
 /// What our tables are made of.
 const TARGETS: &[&str] = &["linear", "zero", "snapshot"];
+/// All of them were there: asked for once by this process.
+static FOUND: AtomicBool = AtomicBool::new(false);
 /// Where udev's rules lie, and the one of them that answers whoever waits for a device-mapper event.
 const RULES_DIRS: &[&str] = &[
     "/etc/udev/rules.d",
@@ -40,11 +43,12 @@ fn missing() -> Option<String> {
         Ok(dm) => dm,
         Err(error) => return Some(format!("{error}: {}", error.cause)),
     };
-    for kind in TARGETS {
+    for kind in TARGETS.iter().filter(|_| !FOUND.load(Ordering::Relaxed)) {
         if let Err(error) = sys::dm::target_version(dm.control(), kind) {
             return Some(format!("the kernel has no device-mapper target {kind}: {error}"));
         }
     }
+    FOUND.store(true, Ordering::Relaxed);
     let rules = RULES_DIRS.iter().map(|dir| Path::new(dir).join(ANSWERING_RULE));
     (node::udev_runs() && !rules.into_iter().any(|path| path.exists()))
         .then(|| format!("udev runs here without {ANSWERING_RULE}, and would never answer for a device (Debian has it in dmsetup)"))
