@@ -2,8 +2,9 @@
 
 use super::Bench;
 use super::table::{Goal, Row, median};
-use super::tool::ms;
+use super::tool::{self, ms};
 use devicemapper::{DM, DevId, DmFlags, DmOptions};
+use std::time::Duration;
 
 const ROUNDS: usize = 7;
 const CHAINS: [(&str, usize, &str); 8] = [
@@ -23,6 +24,9 @@ pub fn rows(bench: &Bench) -> Vec<Row> {
     let mut targets = [0; CHAINS.len()];
     for _ in 0..=ROUNDS {
         for (number, (image, ..)) in CHAINS.iter().enumerate() {
+            // What the last detach left for later is nobody's first attach.
+            tool::settle();
+            std::thread::sleep(Duration::from_millis(50));
             took[number].push(ms(|| bench.ours.attach(image, true)));
             targets[number] = count_targets();
             away[number].push(ms(|| bench.ours.detach(image)));

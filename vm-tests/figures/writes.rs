@@ -17,7 +17,12 @@ pub fn rows(bench: &Bench) -> Vec<Row> {
     let [at_ours, at_raw, at_thin, at_overlay] = ["ours", "raw", "thin", "overlay"].map(|name| bench.mount_point(name));
     bench.ours.clone_of("c8", "small");
     bench.ours.mount("small", &at_ours);
-    let raw = RawLoop::new(&bench.dir("raw/disk.raw"), false);
+    let file = bench.dir("raw/written.raw");
+    File::create(&file)
+        .and_then(|file| file.set_len(1 << 30))
+        .expect("the disk takes a sparse file");
+    let raw = RawLoop::new(&file, false);
+    tool::run("mkfs.ext4", &["-q", raw.device.to_str().expect("our own path is text")]);
     let on_raw = Mounted::ext4(&raw.device, &at_raw);
     let pool = Pool::open(&bench.dir("thin"));
     pool.snapshot(SCRATCH, 7);
@@ -40,8 +45,8 @@ pub fn rows(bench: &Bench) -> Vec<Row> {
     drop((on_overlay, on_thin, device));
     std::fs::remove_dir_all(&upper).expect("it is ours");
     pool.delete(SCRATCH);
-    std::fs::remove_dir_all(at_raw.join("made")).expect("it is ours");
     drop((on_raw, raw, pool));
+    std::fs::remove_file(&file).expect("it is ours");
     bench.ours.umount("small");
     bench.ours.remove("small");
     vec![Row {
