@@ -7,7 +7,7 @@ CARGO := cargo
 # Root for what needs it, with the caller's cargo.
 ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env "PATH=$(PATH)" "CARGO_HOME=$(or $(CARGO_HOME),$(HOME)/.cargo)" "RUSTUP_HOME=$(or $(RUSTUP_HOME),$(HOME)/.rustup)",)
 # What the random tests of vm-tests/ take from the environment: their seed, and how much of them.
-VM_SIZES = PYTHONDONTWRITEBYTECODE=1 $(foreach name,SEED CUTS KILLS MINUTES DEEPEST,$(if $($(name)),$(name)=$($(name))))
+VM_SIZES = PYTHONDONTWRITEBYTECODE=1 $(foreach name,SEED CUTS KILLS CROWD MINUTES DEEPEST,$(if $($(name)),$(name)=$($(name))))
 
 .PHONY: help demo build test vm-test vm-test-long vm-test-qemu vm-bench vm-bench-readme bench lint fmt install clean
 

@@ -56,8 +56,8 @@ def loops(window):
 
 @test("fault-crowd", seconds=60)
 def crowd(window):
-    """clones of one parent, 200 at once, are made, mounted, unmounted and removed while they are listed, and nothing is left"""
-    return fault(window, "fault_crowd.py", "crowd", memory="3G", many=harness.number("CROWD", 200))
+    """clones of one parent, all at once, are made, mounted, unmounted and removed while they are listed, and nothing is left"""
+    return fault(window, "fault_crowd.py", "crowd", memory="3G", many=harness.number("CROWD", 60))
 
 
 @test("fault-killed", seconds=45)
