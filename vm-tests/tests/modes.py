@@ -41,3 +41,12 @@ def deep_chains(window, chance, deepest):
     if deepest >= 100 and not disk.full:
         raise Failure(f"SEED={chance}: no delta with areas exactly full", window)
     return made
+
+
+@test("flatten", seconds=60)
+def flatten(window):
+    """a chain of DELTAS deltas (12 unless said) is made one while a clone on the old chain is attached, which notices nothing"""
+    with boot(window, "flatten.py", "1G", deltas=number("DELTAS", 12)) as vm:
+        vm.finish(300)
+    with open(os.path.join(window, "said")) as said:
+        return said.read()
