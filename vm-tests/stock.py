@@ -82,6 +82,7 @@ class StockVm(Vm):
     """A guest as `Vm`, some ten times slower."""
 
     patience = 8
+    drive = "/dev/vd"
 
     def start(self, script, memory):
         there, version = kernel(os.path.dirname(os.path.dirname(self.window)))
@@ -96,6 +97,7 @@ class StockVm(Vm):
         words += [f"bbt_script={HERE}/guest/{script}", f"bbt_modules={there}/lib/modules"]
         qemu = ["qemu-system-x86_64", "-accel", "tcg", "-m", memory, "-smp", "1", "-nographic", "-no-reboot", "-nic", "none", *devices]
         qemu += ["-kernel", f"{there}/boot/vmlinuz-{version}", "-initrd", f"{there}/initrd", "-append", " ".join(words)]
+        qemu += [word for path in self.disks for word in ("-drive", f"file={path},format=raw,if=virtio,cache=writeback")]
         # The daemons end with their connection. A shell keeps all three in one process group.
         waits = " ".join(os.path.join(self.scratch, tag) for tag in shares)
         shell = [*daemons, f"for socket in {waits}; do until [ -S $socket ]; do sleep 0.05; done; done", 'exec "$@"']

@@ -19,19 +19,22 @@ STOCK = "--stock" in sys.argv
 CPU = max(os.sched_getaffinity(0))
 
 
-def boot(window, script, memory="1G", **parameters):
-    """A guest of the kernel that was asked for: user-mode Linux, or Debian's own by `vm-tests/run --stock`.
+def boot(window, script, memory="1G", disks=(), **parameters):
+    """A guest of the kernel that was asked for: user-mode Linux, or Debian's own by `--stock`.
 
-    It runs `guest/<script>`, which finds `parameters` in `guest.PARAMETERS`."""
+    It runs `guest/<script>`, which finds `parameters` in `guest.PARAMETERS`, and the devices of `disks` there, too."""
     if not STOCK:
-        return Vm(window, script, memory, parameters)
+        return Vm(window, script, memory, parameters, disks)
     from stock import StockVm
-    return StockVm(window, script, memory, parameters)
+    return StockVm(window, script, memory, parameters, disks)
 
 
 class Vm:
+    # What the guest calls its disks: /dev/ubda, /dev/ubdb ...
+    drive = "/dev/ubd"
+
     def __init__(self, window, script, memory, parameters, disks=()):
-        """`disks`: files that the guest has as /dev/ubda, /dev/ubdb ..."""
+        """`disks`: files that are the guest's `disks`."""
         self.window, self.log, self.disks = window, os.path.join(window, "console.log"), disks
         self.scratch = os.path.join(window, "vm")
         os.makedirs(self.scratch, exist_ok=True)
@@ -39,7 +42,7 @@ class Vm:
             if os.path.exists(os.path.join(window, old)):
                 os.unlink(os.path.join(window, old))
         with open(os.path.join(window, "parameters.json"), "w") as file:
-            json.dump({"ctl": CTL, **parameters}, file)
+            json.dump({"ctl": CTL, "disks": [f"{self.drive}{letter}" for _, letter in zip(disks, "abcdefgh")], **parameters}, file)
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(self.start(script, memory), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
