@@ -210,6 +210,11 @@ impl Kit<'_> {
         Ok(steps)
     }
 
+    /// Whether a step would make what was found.
+    fn is_there(&self, step: &Step) -> bool {
+        matches!(step, Step::MakeDevice { device, .. } if self.numbers.devices.contains_key(device))
+    }
+
     fn flat(&mut self, chain: ChainId, record: &ImageRecord, map: &ChainMap) -> Result<(Sealed, Vec<Step>), StepError> {
         let table = table::flat(map);
         let mut is_used = vec![false; record.chain.len()];
@@ -226,14 +231,16 @@ impl Kit<'_> {
         used.sort_unstable();
         used.dedup();
         self.find_loops(&used)?;
-        let mut steps = self.stale(&[
-            DeviceId::Lower(chain),
-            DeviceId::Short(chain),
-            DeviceId::Cow(chain),
-            DeviceId::Zero(chain),
-        ])?;
+        let mut stale = vec![DeviceId::Lower(chain), DeviceId::Short(chain), DeviceId::Cow(chain)];
+        // A stack on this one delta may have it: then it is used as it is.
+        let zero = DeviceId::Zero(chain);
+        if self.there(zero)?.is_none() {
+            stale.push(zero);
+        }
+        let mut steps = self.stale(&stale)?;
         let looped = |digest: &Digest| self.numbers.loops.contains_key(&LoopId::Delta(*digest));
-        steps.extend(plan::flat(chain, &used, looped, table.short.is_some()));
+        let made = plan::flat(chain, &used, looped, table.short.is_some());
+        steps.extend(made.into_iter().filter(|step| !self.is_there(step)));
         let digests = record.chain.clone();
         Ok((Sealed::Flat { chain, digests, table }, steps))
     }
@@ -275,8 +282,7 @@ impl Kit<'_> {
         let mut steps = self.stale(&stale)?;
         let looped = |digest: &Digest| self.numbers.loops.contains_key(&LoopId::Delta(*digest));
         let made = plan::stack(&wanted, first == 0, looped);
-        let is_there = |step: &Step| matches!(step, Step::MakeDevice { device, .. } if self.numbers.devices.contains_key(device));
-        steps.extend(made.into_iter().filter(|step| !is_there(step)));
+        steps.extend(made.into_iter().filter(|step| !self.is_there(step)));
         Ok((Sealed::Stack(levels), steps))
     }
 
