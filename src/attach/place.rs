@@ -148,7 +148,7 @@ impl Place {
     /// Whether a process that lives wants the image attached for itself.
     pub fn has_owner(&self) -> bool {
         let opened = OpenOptions::new().read(true).open(self.marker());
-        opened.and_then(|file| try_lock(&file)).is_ok_and(|free| !free)
+        opened.and_then(|file| is_free(&file)).is_ok_and(|free| !free)
     }
 
     /// Whether it was attached for one process alone.
@@ -241,14 +241,14 @@ impl Place {
         OpenOptions::new()
             .read(true)
             .open(self.dir().join(OWNER_FILE))
-            .and_then(|file| try_lock(&file))
+            .and_then(|file| is_free(&file))
             .unwrap_or(false)
     }
 
     /// Whether a server of this image lives, mounted or not.
     pub fn has_server(&self) -> io::Result<bool> {
         match OpenOptions::new().read(true).open(self.dir().join(LOCK_FILE)) {
-            Ok(file) => Ok(!try_lock(&file)?),
+            Ok(file) => Ok(!is_free(&file)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
@@ -358,7 +358,16 @@ fn open_lock(path: &Path) -> io::Result<File> {
 }
 
 fn try_lock(file: &File) -> io::Result<bool> {
-    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+    try_flock(file, FlockOperation::NonBlockingLockExclusive)
+}
+
+/// Whether nobody has the lock, whose owner has it for itself. Shared, so that two who ask do not take each other for the owner.
+fn is_free(file: &File) -> io::Result<bool> {
+    try_flock(file, FlockOperation::NonBlockingLockShared)
+}
+
+fn try_flock(file: &File, how: FlockOperation) -> io::Result<bool> {
+    match rustix::fs::flock(file, how) {
         Ok(()) => Ok(true),
         Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => Ok(false),
         Err(error) => Err(error.into()),
