@@ -222,7 +222,7 @@ impl Place {
         let ours = file.metadata()?;
         let is_at_path = fs::metadata(&path).is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()));
         Ok(is_at_path.then(|| RunLock {
-            _file: file,
+            file,
             path,
             place: self.dir(),
         }))
@@ -334,16 +334,18 @@ impl Drop for DevicesLock {
 /// Held while a verb changes what is attached. Its file goes with it when nothing stays attached; who waited for that file sees that it is gone.
 #[derive(Debug)]
 pub struct RunLock {
-    _file: File,
+    file: File,
     path: PathBuf,
     place: PathBuf,
 }
 
 impl Drop for RunLock {
+    // Not by closing alone, as `DevicesLock`.
     fn drop(&mut self) {
         if !self.place.exists() {
             let _still_there = fs::remove_file(&self.path);
         }
+        let _goes_with_its_descriptor = rustix::fs::flock(&self.file, FlockOperation::Unlock);
     }
 }
 
