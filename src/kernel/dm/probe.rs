@@ -5,6 +5,7 @@
 
 use super::{Dm, node};
 use crate::sys;
+use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,6 +28,10 @@ const RULES_DIRS: &[&str] = &[
     "/lib/udev/rules.d",
 ];
 const ANSWERING_RULE: &str = "95-dm-notify.rules";
+/// The semaphore by which it answers is of one IPC namespace: udev's, which is the first.
+const OWN_IPC: &str = "/proc/self/ns/ipc";
+/// Source: Linux `include/linux/proc_ns.h`, `PROC_IPC_INIT_INO`.
+const FIRST_IPC: &str = "ipc:[4026531839]";
 
 impl Dm {
     /// Opens the control device and asks for each target, whose modules get loaded by that.
@@ -50,6 +55,15 @@ fn missing() -> Option<String> {
     }
     FOUND.store(true, Ordering::Relaxed);
     let rules = RULES_DIRS.iter().map(|dir| Path::new(dir).join(ANSWERING_RULE));
-    (node::udev_runs() && !rules.into_iter().any(|path| path.exists()))
-        .then(|| format!("udev runs here without {ANSWERING_RULE}, and would never answer for a device (Debian has it in dmsetup)"))
+    if !node::udev_runs() {
+        return None;
+    }
+    if !rules.into_iter().any(|path| path.exists()) {
+        return Some(format!(
+            "udev runs here without {ANSWERING_RULE}, and would never answer for a device (Debian has it in dmsetup)"
+        ));
+    }
+    // A kernel without such namespaces has no link, and everybody is in the same.
+    let is_apart = fs::read_link(OWN_IPC).is_ok_and(|found| found != Path::new(FIRST_IPC));
+    is_apart.then(|| "udev runs in another IPC namespace, and could never answer for a device".to_string())
 }
