@@ -163,12 +163,29 @@ fn mounts_of(info: &Info, mounts: &Mounts) -> Result<Vec<PathBuf>, KernelError> 
 
 /// The kernel's device-mapper, where there is one: whether it can do all that our tables ask is [`Dm::probe`]'s to say.
 ///
-/// Errors: it is there and cannot be asked, so that nobody knows what is attached.
+/// `None` also where it cannot be asked and has no device of ours, as in a container.
+///
+/// Errors: it cannot be asked, and has devices of ours: nobody knows what is attached.
 pub fn device_mapper() -> Result<Option<Dm>, KernelError> {
     if let Some(opened) = Dm::opened() {
         return Ok(Some(opened));
     }
     let devices = fs::read_to_string("/proc/devices").unwrap_or_default();
     let is_there = devices.lines().any(|line| line.ends_with(" device-mapper"));
-    is_there.then(Dm::open).transpose()
+    match is_there.then(Dm::open).transpose() {
+        Err(error) if !may_have_ours() => {
+            tracing::debug!(%error, "no way to device-mapper, and nothing of ours in it");
+            Ok(None)
+        }
+        other => other,
+    }
+}
+
+/// Whether a device-mapper device bears a UUID of ours, of whichever store, by what everybody may read.
+fn may_have_ours() -> bool {
+    let Ok(devices) = fs::read_dir("/sys/block") else { return true };
+    let uuid = |entry: fs::DirEntry| fs::read_to_string(entry.path().join("dm/uuid"));
+    devices
+        .filter_map(Result::ok)
+        .any(|entry| uuid(entry).is_ok_and(|uuid| uuid.starts_with("BLOCKBT-")))
 }
