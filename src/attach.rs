@@ -358,7 +358,12 @@ fn clear(name: &ImageName, place: &Place) -> Result<Option<Device>, AttachError>
     let there = There::look(place)?;
     let is_orphan = place.is_orphan() || (place.is_temporary() && !place.has_owner());
     match there.attached() {
-        Some(device) if !is_orphan => Ok(Some(device)),
+        Some(device) if !is_orphan => {
+            if let Some(dm) = there.dm.as_ref().filter(|_| device.mode.is_kernel()) {
+                mapped::make_node(place, dm)?;
+            }
+            Ok(Some(device))
+        }
         None if there.is_nothing() && !place.is_marked() => Ok(None),
         _ => there.take_away(name, place).map(|()| None),
     }

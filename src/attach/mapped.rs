@@ -332,6 +332,9 @@ pub fn note_loops(place: &Place) -> Result<(), AttachError> {
 pub fn take_away(name: &dyn std::fmt::Display, place: &Place, dm: &Dm, seen: &MappedSeen, half_done: bool) -> Result<(), AttachError> {
     let marker = place.mark(false).map_err(at_work(place))?;
     stop::point("detach.mark");
+    if seen.attached().is_some() {
+        make_node(place, dm)?;
+    }
     if let Err(error) = go(name, place, dm, &plan::take_away(seen)) {
         // As it was, or nearly: nothing is left half done as long as the device is there.
         if !place.is_temporary() && matches!(dm.info(&DeviceId::Image(place.image).uuid(place.store)), Ok(Some(_))) {
@@ -344,9 +347,20 @@ pub fn take_away(name: &dyn std::fmt::Display, place: &Place, dm: &Dm, seen: &Ma
         Some(base) => below::under(dm, place.store, base),
         None => Ok(Vec::new()),
     })?;
+    // Where no device was left, one who died may have left its node.
+    dm.remove_node(&DeviceId::Image(place.image).name(place.store))?;
     go(name, place, dm, &[Step::RemoveState])?;
     marker.done().map_err(at_work(place))?;
     tracing::info!(image = %name, "detached");
+    Ok(())
+}
+
+/// Makes the node of an image's device that is there: who made the device may have died before. One look where it is right.
+pub fn make_node(place: &Place, dm: &Dm) -> Result<(), AttachError> {
+    let device = DeviceId::Image(place.image);
+    if let Some(info) = dm.info(&device.uuid(place.store))? {
+        dm.make_node(&device.name(place.store), info.device)?;
+    }
     Ok(())
 }
 
@@ -382,6 +396,7 @@ pub fn sweep(store_place: &Place, dm: &Dm) -> Result<bool, AttachError> {
             .read_state()
             .is_none_or(|state| state.mount.is_none() || !seen.mounts.is_empty());
     if is_done && !place.is_temporary() {
+        make_node(place, dm)?;
         Marker::of(place).done().map_err(at_work(place))?;
         return Ok(false);
     }
