@@ -111,7 +111,9 @@ impl AttachError {
                 "/dev/loop{number} is open, or mounted in another mount namespace{}",
                 holders(*number)
             ),
-            Step::RemoveDevice { device } => format!("device {device} is open, or mounted in another mount namespace"),
+            Step::AwaitUnused { device } | Step::RemoveDevice { device } => {
+                format!("device {device} is open, or mounted in another mount namespace")
+            }
             Step::FreeLoop { number, .. } => format!("/dev/loop{number} is open{}", holders(*number)),
             _ => "somebody is in its FUSE directory".to_string(),
         };

@@ -55,7 +55,8 @@ pub enum Step {
     Flush {
         number: u32,
     },
-    FlushDevice {
+    /// Nobody has it open any more, so that all that was written to it has reached what it stands on.
+    AwaitUnused {
         device: DeviceId,
     },
     RemoveDevice {
@@ -90,7 +91,7 @@ impl fmt::Display for Step {
             Step::AttachHead { .. } => f.write_str("make the loop of the head"),
             Step::MakeDevice { device, .. } => write!(f, "make device {device}"),
             Step::UnlockDevices => f.write_str("unlock the store's devices"),
-            Step::FlushDevice { device } => write!(f, "flush device {device}"),
+            Step::AwaitUnused { device } => write!(f, "await the last user of device {device}"),
             Step::RemoveDevice { device } => write!(f, "remove device {device}"),
             Step::FreeLoop { number, name } => write!(f, "free /dev/loop{number}, {name}"),
             Step::RemoveState => f.write_str("remove state.json"),

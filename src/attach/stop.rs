@@ -88,7 +88,8 @@ fn word(step: &Step) -> Option<&'static str> {
         Step::UnlockDevices => "unlock",
         Step::Mount { .. } => "mount",
         Step::Unmount { .. } => "unmount",
-        Step::Flush { .. } | Step::FlushDevice { .. } => "flush",
+        Step::Flush { .. } => "flush",
+        Step::AwaitUnused { .. } => return None,
         Step::UnmountFuse { .. } => "fuse",
     })
 }

@@ -213,9 +213,21 @@ impl Dm {
     ///
     /// Errors: busy (see [`KernelError::is_busy`]) if it is still in use after `patience`, or was opened again at the last moment.
     pub fn remove(&self, uuid: &str, patience: Duration) -> Result<(), KernelError> {
+        // Asked first, as the library tries a busy removal again for nearly a second whatever we want.
+        self.await_unused(uuid, patience)?;
+        match self.dm.device_remove(&by_uuid(uuid)?, options(true)) {
+            Ok(_) => Ok(()),
+            Err(error) if is_missing(&error) => Ok(()),
+            Err(error) => Err(KernelError::new("remove", uuid, cause(error))),
+        }
+    }
+
+    /// Waits until nobody has the device open; the last close has written what the kernel held back for it. One that is not there is fine.
+    ///
+    /// Errors: busy if it is still in use after `patience`.
+    pub fn await_unused(&self, uuid: &str, patience: Duration) -> Result<(), KernelError> {
         let start = Instant::now();
         let mut pause = Duration::from_micros(200);
-        // Asked first, as the library tries a busy removal again for nearly a second whatever we want.
         while self.info(uuid)?.is_some_and(|info| info.open_count > 0) {
             if start.elapsed() >= patience {
                 return Err(KernelError::new("remove", uuid, io::Error::from_raw_os_error(libc::EBUSY)));
@@ -223,11 +235,7 @@ impl Dm {
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
         }
-        match self.dm.device_remove(&by_uuid(uuid)?, options(true)) {
-            Ok(_) => Ok(()),
-            Err(error) if is_missing(&error) => Ok(()),
-            Err(error) => Err(KernelError::new("remove", uuid, cause(error))),
-        }
+        Ok(())
     }
 
     /// The live table. Errors: also for one with targets that we do not use.

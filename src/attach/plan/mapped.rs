@@ -111,11 +111,12 @@ pub fn take_away(seen: &MappedSeen) -> Vec<Step> {
         })
         .collect();
     if let Some(image) = &seen.image {
-        // One that the kernel has given up, or that was never finished, takes no flush; what is durable is in the file.
-        if image.takes_writes {
-            steps.push(Step::FlushDevice {
+        if !image.read_only && !seen.heads.is_empty() {
+            // Its last close writes what the kernel held back. The loop makes that durable, also where the snapshot takes no more writes.
+            steps.push(Step::AwaitUnused {
                 device: DeviceId::Image(seen.id),
             });
+            steps.extend(seen.heads.iter().map(|(number, _)| Step::Flush { number: *number }));
         }
         steps.push(Step::RemoveDevice {
             device: DeviceId::Image(seen.id),
@@ -259,7 +260,7 @@ mod tests {
         let mut seen = MappedSeen {
             id: IMAGE,
             image: Some(ImageSeen {
-                takes_writes: true,
+                read_only: false,
                 ..ImageSeen::default()
             }),
             has_origin: true,
@@ -280,10 +281,15 @@ mod tests {
                 name: "head".into(),
             },
         ];
-        let mut want = vec![unmount("/b"), unmount("/a"), Step::FlushDevice { device: image }];
+        let mut want = vec![
+            unmount("/b"),
+            unmount("/a"),
+            Step::AwaitUnused { device: image },
+            Step::Flush { number: 5 },
+        ];
         want.extend_from_slice(&rest);
         assert_eq!(take_away(&seen), want);
-        seen.image.as_mut().unwrap().takes_writes = false;
+        seen.image.as_mut().unwrap().read_only = true;
         assert_eq!(take_away(&seen)[2..], rest);
         seen.image = None;
         seen.mounts.clear();

@@ -11,7 +11,7 @@ use crate::attach::recipe::{Numbers, Sealed, Top};
 use crate::attach::seen::device_path;
 use crate::blockio::FileIo;
 use crate::format::head::Head;
-use crate::kernel::dm::{DevNo, Dm, New};
+use crate::kernel::dm::{DevNo, Dm, New, SnapshotStatus};
 use crate::kernel::{loops, mounts};
 use crate::store::{ImageRecord, Store};
 use crate::units::Bytes;
@@ -221,7 +221,15 @@ fn lengthen(file: &File, wanted: Bytes) -> io::Result<()> {
 /// Does one step of taking away.
 pub fn take_away(step: &Step, place: &Place, dm: &Dm) -> Result<(), StepError> {
     match step {
-        Step::FlushDevice { device } => flush(&device_path(&device.name(place.store))),
+        Step::AwaitUnused { device } => Ok(dm.await_unused(&device.uuid(place.store), PATIENCE)?),
+        Step::Flush { number } => match loops::flush(*number) {
+            // The kernel has given it up, or its file is gone: what is durable is in the file.
+            Err(error) if !takes_writes(*number, place, dm) => {
+                tracing::warn!(number, %error, "what a dead head was to hold is not all durable");
+                Ok(())
+            }
+            other => Ok(other?),
+        },
         Step::RemoveDevice { device } => {
             dm.remove(&device.uuid(place.store), PATIENCE)?;
             if let DeviceId::Image(_) = device {
@@ -240,8 +248,8 @@ pub fn take_away(step: &Step, place: &Place, dm: &Dm) -> Result<(), StepError> {
     }
 }
 
-fn flush(device: &Path) -> Result<(), StepError> {
-    File::open(device)
-        .and_then(|device| device.sync_all())
-        .map_err(StepError::io("flush", device))
+fn takes_writes(number: u32, place: &Place, dm: &Dm) -> bool {
+    let image = DeviceId::Image(place.image).uuid(place.store);
+    let is_ours = loops::name_of(number) == Some(LoopId::Head(place.image).name(place.store));
+    is_ours && matches!(dm.snapshot_status(&image), Ok(SnapshotStatus::Used { .. }))
 }

@@ -38,8 +38,6 @@ pub struct ImageSeen {
     pub open_count: u32,
     /// Its maker came to the end.
     pub is_whole: bool,
-    /// What is written to it now can reach its head.
-    pub takes_writes: bool,
     /// Of its head.
     pub snapshot: Option<SnapshotStatus>,
 }
@@ -118,15 +116,12 @@ impl MappedSeen {
 
 impl ImageSeen {
     fn of(info: &Info, snapshot: Option<SnapshotStatus>) -> ImageSeen {
-        let is_whole = info.has_table;
-        let is_good = matches!(snapshot, Some(SnapshotStatus::Used { .. }));
         ImageSeen {
             device: device_path(&info.name),
             number: (info.device.major, info.device.minor),
             read_only: info.read_only,
             open_count: info.open_count,
-            is_whole,
-            takes_writes: is_whole && !info.suspended && !info.read_only && is_good,
+            is_whole: info.has_table,
             snapshot,
         }
     }
