@@ -109,29 +109,41 @@ pub fn mount(store: &Store, name: &ImageName, dir: &Path, options: &AttachOption
 ///
 /// Errors: [`AttachError::InUse`] while it is mounted, or used otherwise; [`AttachError::NotAttached`].
 pub fn detach(store: &Store, name: &ImageName) -> Result<(), AttachError> {
-    let place = Place::of(store, ImageId::of(name));
-    let _run_lock = place.lock(name)?;
-    check_owner(store, &place)?;
-    let there = There::look(&place)?;
-    if there.is_nothing() {
-        return Err(AttachError::NotAttached { name: name.clone() });
-    }
-    if let Some(device) = there.attached().filter(|device| !device.mounts.is_empty()) {
-        return Err(AttachError::in_use(name, &device.path, &device.mounts));
-    }
-    there.take_away(name, &place)
+    away(store, name, None, false)
 }
 
 /// Unmounts all that is mounted of the image's device, and detaches it.
 ///
 /// Errors: as [`detach`]; what is busy stays mounted.
 pub fn umount(store: &Store, name: &ImageName) -> Result<(), AttachError> {
+    away(store, name, None, true)
+}
+
+impl Attached {
+    /// Takes a temporary device away: as [`detach`], which others cannot.
+    pub fn detach(self, store: &Store, name: &ImageName) -> Result<(), AttachError> {
+        away(store, name, Some(&self), false)
+    }
+
+    /// As [`umount`], which others cannot.
+    pub fn umount(self, store: &Store, name: &ImageName) -> Result<(), AttachError> {
+        away(store, name, Some(&self), true)
+    }
+}
+
+fn away(store: &Store, name: &ImageName, own: Option<&Attached>, with_mounts: bool) -> Result<(), AttachError> {
     let place = Place::of(store, ImageId::of(name));
     let _run_lock = place.lock(name)?;
     check_owner(store, &place)?;
     let there = There::look(&place)?;
     if there.is_nothing() {
         return Err(AttachError::NotAttached { name: name.clone() });
+    }
+    if own.is_none() && place.is_owned() {
+        return Err(AttachError::Owned { name: name.clone() });
+    }
+    if let Some(device) = there.attached().filter(|device| !with_mounts && !device.mounts.is_empty()) {
+        return Err(AttachError::in_use(name, &device.path, &device.mounts));
     }
     there.take_away(name, &place)
 }
@@ -217,6 +229,10 @@ fn attach_in(
         });
     }
     if let Some(device) = clear(name, place)? {
+        // Its disk may be a draft of the image's.
+        if place.is_owned() {
+            return Err(AttachError::Owned { name: name.clone() });
+        }
         let already = || AttachError::AlreadyAttached {
             name: name.clone(),
             device: device.path.clone(),

@@ -476,6 +476,31 @@ fn a_temporary_device_is_swept_when_its_maker_is_gone() {
     rig.assert_clean(&name);
 }
 
+/// Resize works on a copy of the head: what somebody else mounted there would be lost with it.
+#[test]
+fn a_temporary_device_is_nobody_elses_while_its_maker_lives() {
+    let rig = Rig::new();
+    let (name, _) = rig.formatted("web");
+    attach::detach(&rig.store, &name).unwrap();
+    let temporary = AttachOptions {
+        temporary: true,
+        ..options()
+    };
+    let made = attach::attach(&rig.store, &name, &temporary).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for refused in [
+        attach::mount(&rig.store, &name, dir.path(), &options()).map(drop),
+        attach::attach(&rig.store, &name, &options()).map(drop),
+        attach::detach(&rig.store, &name),
+        attach::umount(&rig.store, &name),
+    ] {
+        assert!(matches!(refused, Err(AttachError::Owned { .. })), "{refused:?}");
+    }
+    assert_eq!(rig.state(&name), Some(Condition::Attached));
+    made.detach(&rig.store, &name).unwrap();
+    rig.assert_clean(&name);
+}
+
 #[test]
 fn what_is_left_of_another_boot_is_cleaned_and_believed_by_nobody() {
     let rig = Rig::new();

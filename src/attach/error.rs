@@ -19,6 +19,8 @@ pub enum AttachError {
     AlreadyAttached { name: ImageName, device: PathBuf },
     #[error("image \"{name}\" is mounted already, at {}", list(at))]
     AlreadyMounted { name: ImageName, at: Vec<PathBuf> },
+    #[error("image \"{name}\" is in use: a verb is at work on it")]
+    Owned { name: ImageName },
     #[error("image \"{name}\" is not attached")]
     NotAttached { name: ImageName },
     #[error("image \"{name}\" is in use: {by}")]
@@ -73,6 +75,7 @@ impl AttachError {
             AlreadyAttached { .. }
                 | AlreadyMounted { .. }
                 | InUse { .. }
+                | Owned { .. }
                 | Busy { .. }
                 | OtherStore { .. }
                 | Store(StoreError::InUse { .. })

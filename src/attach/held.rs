@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 /// Makes a block device of what `record` says, with the head that is in `dir`: the image's own directory, or one where a draft of its head is.
 ///
-/// Shape: goes away by [`super::detach`] or [`super::umount`]. Locks: the image's is the caller's, so that here it comes before the run lock, which
+/// Shape: goes away by [`Attached::detach`] or [`Attached::umount`]. Locks: the image's is the caller's, so that here it comes before the run lock, which
 /// harms nobody: who has a run lock never waits for an image's.
 pub fn attach_held(store: &Store, record: ImageRecord, dir: PathBuf, lock: &ImageLock) -> Result<Attached, AttachError> {
     let place = Place::of(store, record.id());

@@ -151,6 +151,15 @@ impl Place {
         opened.and_then(|file| is_free(&file)).is_ok_and(|free| !free)
     }
 
+    /// Whether a process that lives has a device of the image for itself, in any mode. It takes that away itself.
+    pub fn is_owned(&self) -> bool {
+        let is_held = |path: PathBuf| {
+            let opened = File::open(path).map(|file| rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared));
+            matches!(opened, Ok(Err(rustix::io::Errno::WOULDBLOCK)))
+        };
+        is_held(self.dir().join(OWNER_FILE)) || (self.is_temporary() && is_held(self.marker()))
+    }
+
     /// Whether it was attached for one process alone.
     pub fn is_temporary(&self) -> bool {
         fs::read(self.marker()).is_ok_and(|text| text == TEMPORARY)

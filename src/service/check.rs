@@ -106,7 +106,8 @@ impl Engine {
         findings: &mut Vec<CheckFinding>,
     ) -> Result<(), ServiceError> {
         let mine = match ask.repair.then(|| self.store.lock_image(&record.name)) {
-            Some(Err(StoreError::InUse { .. })) if ask.name.is_none() => None,
+            // Taken, or removed, since they were listed.
+            Some(Err(StoreError::InUse { .. } | StoreError::NotFound { .. })) if ask.name.is_none() => None,
             Some(lock) => Some(lock?),
             None => None,
         };
@@ -122,6 +123,9 @@ impl Engine {
         for finding in &mut found {
             let repaired = !left.contains(finding);
             match &why_not {
+                Some(why) if finding.kind == FindingKind::Invalidated && repaired => {
+                    finding.text += &format!("; valid again, and still to be tidied by the next attach: {why}");
+                }
                 Some(why) if finding.kind == FindingKind::Invalidated => finding.text = format!("not repaired: {why}"),
                 _ if ask.repair && mine.is_none() && can_be(finding) => finding.text += ", when it is not attached any more",
                 _ => {}
@@ -148,7 +152,7 @@ impl Engine {
         // What the kernel had begun and not finished is cleared away, as always when a head is opened.
         Head::open_within(file, record.virtual_size, bounds)?;
         self.store.update_image(&record.name, |record| {
-            record.history.push(HistoryEntry::now("repair", "head"));
+            record.add_history(HistoryEntry::now("repair", "head"));
         })?;
         tracing::info!(image = %record.name, "head repaired");
         Ok(())

@@ -91,14 +91,15 @@ impl Engine {
             temporary: true,
             ..AttachOptions::default()
         };
-        let _mine = attach::mount(&self.store, name, dir, &options)?;
+        let mine = attach::mount(&self.store, name, dir, &options)?;
         let mut out = BufWriter::with_capacity(1 << 20, target);
         let mut tell = |bytes, _| progress.update("write", bytes, None);
         let written = files::open_root(dir)
             .map_err(|error| failed("open", dir, &error.into()))
             .and_then(|root| Ok(files::tar_out::export(&root, &mut out, &mut tell)?));
-        attach::umount(&self.store, name)?;
+        let away = mine.umount(&self.store, name);
         let stats = written?;
+        away?;
         out.flush()
             .map_err(|error| ServiceError::new(ErrorKind::Failed, "writing the archive").because(Some(&error)))?;
         Ok(stats.entries)

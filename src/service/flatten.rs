@@ -45,10 +45,9 @@ impl Engine {
             replaced_bytes.0 += self.store.description(digest)?.len_bytes.0;
         }
         let entry = HistoryEntry::now("flatten", &format!("{replaced} deltas into {digest}"));
-        let flat = txn.finish_flatten(&digest, ask.keep, entry)?;
+        let (flat, unpublished) = txn.finish_flatten(&digest, ask.keep, entry)?;
         self.index(|catalog| catalog.put_image(&flat))?;
         txn.done()?;
-        let unpublished = record.published.is_some();
         if unpublished {
             self.seed_only_published()?;
         }

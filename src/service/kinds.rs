@@ -10,6 +10,7 @@ use crate::catalog::CatalogError;
 use crate::chain::ChainError;
 use crate::chain::seal::SealChainError;
 use crate::files::{FilesError, SourceError};
+use crate::format::exceptions::ReadError;
 use crate::format::head::{HeadError, RepairError};
 use crate::format::manifest::ManifestError;
 use crate::format::meta::MetaError;
@@ -24,14 +25,14 @@ use crate::units::UnitError;
 fn store(error: &StoreError) -> ErrorKind {
     match error {
         StoreError::NotFound { .. } => ErrorKind::NotFound,
+        StoreError::Head { source, .. } => head(source),
         StoreError::Exists { .. } | StoreError::InUse { .. } | StoreError::Busy { .. } => ErrorKind::InUse,
         // Nobody asks for an object by name: an image of ours should have it.
         StoreError::NoObject { .. }
         | StoreError::Damaged { .. }
         | StoreError::Json { .. }
         | StoreError::ObjectDiffers { .. }
-        | StoreError::TooLarge { .. }
-        | StoreError::Head { .. } => ErrorKind::Damaged,
+        | StoreError::TooLarge { .. } => ErrorKind::Damaged,
         StoreError::Id(_) => ErrorKind::Usage,
         StoreError::NotAStore { .. } | StoreError::Newer { .. } | StoreError::NoHead { .. } | StoreError::Io { .. } => ErrorKind::Failed,
     }
@@ -57,7 +58,16 @@ fn source(error: &SourceError) -> ErrorKind {
 
 fn disk(error: &DiskError) -> ErrorKind {
     match error {
+        DiskError::Head { source, .. } => head(source),
         DiskError::Open { source, .. } if source.kind() != std::io::ErrorKind::NotFound => ErrorKind::Failed,
+        _ => ErrorKind::Damaged,
+    }
+}
+
+/// A full disk is no damage.
+fn head(error: &HeadError) -> ErrorKind {
+    match error {
+        HeadError::Io { .. } | HeadError::Read(ReadError::Io { .. }) => ErrorKind::Failed,
         _ => ErrorKind::Damaged,
     }
 }
@@ -124,7 +134,7 @@ kinds! {
     FilesError => |_| ErrorKind::Failed;
     SealError => |_| ErrorKind::Failed;
     SealChainError => |_| ErrorKind::Failed;
-    HeadError => |_| ErrorKind::Damaged;
+    HeadError => head;
     RepairError => |_| ErrorKind::Damaged;
     ChainError => |_| ErrorKind::Damaged;
     MetaError => |_| ErrorKind::Damaged;

@@ -50,12 +50,14 @@ impl Engine {
                 }
             }
         }
+        let is_live = mine.is_err();
         let record = self.store.update_image(name, |record| {
+            // Of two who raise it at once under a mounted image, the file has the larger.
+            let now = record.head.and_then(|head| head.limit_bytes).filter(|_| is_live);
+            let limit = now.map_or(limit, |now| now.max(limit));
             record.next_head.limit_bytes = Some(limit);
             record.head.iter_mut().for_each(|head| head.limit_bytes = Some(limit));
-            record
-                .history
-                .push(HistoryEntry::now("resize", &format!("limit {} bytes", limit.0)));
+            record.add_history(HistoryEntry::now("resize", &format!("limit {} bytes", limit.0)));
         })?;
         self.index(|catalog| catalog.put_image(&record))?;
         Ok(record)

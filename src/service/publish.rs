@@ -36,7 +36,7 @@ impl Engine {
         let sha256 = txn.commit_manifest(&manifest.encode()?)?;
         let published = self.note_manifest(sha256)?;
         let total_bytes = Bytes(manifest.deltas.iter().map(|delta| delta.len.0).sum());
-        let record = txn.finish_publish(&ask.name, published)?;
+        let record = txn.finish_publish(&ask.name, &record.chain, published)?;
         self.index(|catalog| catalog.put_image(&record))?;
         txn.done()?;
         Ok(PublishReply {

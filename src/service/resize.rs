@@ -70,6 +70,9 @@ impl Engine {
         if is_known {
             fit::can_grow(&before.file_system)?;
         }
+        if before.head.is_none() && !before.next_head.reserve {
+            self.must_have_room()?;
+        }
         if let Some(head) = before.head.filter(|head| head.reserve) {
             // All of the larger disk's space, before anybody relies on it.
             let path = self.store.head_path(&before.name);
@@ -120,7 +123,7 @@ impl Engine {
             }
         };
         let grown = work();
-        let away = attach::umount(&self.store, name);
+        let away = held.umount(&self.store, name);
         let refused = grown?;
         away?;
         Ok(refused)
@@ -171,7 +174,7 @@ impl Engine {
         });
         let held = attach::attach_held(&self.store, draft, txn.draft_dir(), txn.image_lock())?;
         let fitted = fit::refit_ext4(&held.device, size);
-        let away = attach::detach(&self.store, &before.name);
+        let away = held.detach(&self.store, &before.name);
         let minimum = fitted.map_err(|error| ServiceError::from(error).of(format!("image \"{}\"", before.name)))?;
         away?;
         Ok(minimum)

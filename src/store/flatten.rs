@@ -62,23 +62,24 @@ impl Store {
 
 impl Txn {
     /// Puts `base`, an object that this transaction holds, in the place of all deltas but the newest `keep`. What was published of the old chain
-    /// is published no more.
-    pub fn finish_flatten(&self, base: &Digest, keep: usize, entry: HistoryEntry) -> Result<ImageRecord, StoreError> {
+    /// is published no more; returns also whether something was.
+    pub fn finish_flatten(&self, base: &Digest, keep: usize, entry: HistoryEntry) -> Result<(ImageRecord, bool), StoreError> {
         let Intent::Flatten { name } = self.intent() else {
             unreachable!("only a transaction of begin_flatten ends as one");
         };
         let store = self.store();
         let _shared = store.share()?;
+        let mut unpublished = false;
         let record = store.update_record(name, |record| {
             let replaced = record.chain.len().saturating_sub(keep);
             record.chain.splice(..replaced, [*base]);
-            record.published = None;
+            unpublished = record.published.take().is_some();
             record.add_history(entry);
         })?;
         stop::point("flatten.recorded");
         store.align_links(&record, &self.dir().join(LINK_DRAFT))?;
         stop::point("flatten.aligned");
-        Ok(record)
+        Ok((record, unpublished))
     }
 }
 

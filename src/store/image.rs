@@ -184,7 +184,7 @@ impl ImageRecord {
         bytes
     }
 
-    pub(super) fn add_history(&mut self, entry: HistoryEntry) {
+    pub fn add_history(&mut self, entry: HistoryEntry) {
         self.history.push(entry);
         let surplus = self.history.len().saturating_sub(MAX_HISTORY);
         self.history.drain(..surplus);

@@ -10,7 +10,7 @@ use super::txn::{Intent, Txn};
 use super::{Store, fs, stop};
 use crate::blockio::FileIo;
 use crate::format::head::{Head, HeadBounds, HeadError};
-use crate::ids::{ImageId, ImageName};
+use crate::ids::{Digest, ImageId, ImageName};
 use crate::units::{ChunkSize, UnitError};
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
@@ -74,14 +74,21 @@ impl Txn {
         fs::sync_all(&files, &[dir])
     }
 
-    /// Writes down what was published, after the manifest that this transaction put into the store. The image may be attached.
-    pub fn finish_publish(&self, name: &ImageName, published: Published) -> Result<ImageRecord, StoreError> {
+    /// Writes down what was published, the deltas of `chain`, after the manifest that this transaction put into the store. The image may be attached.
+    ///
+    /// Errors: [`StoreError::InUse`] when the image has another chain by now, which a commit does not make of it and a flatten does.
+    pub fn finish_publish(&self, name: &ImageName, chain: &[Digest], published: Published) -> Result<ImageRecord, StoreError> {
+        let mut has_it = false;
         let record = self.store().update_image(name, |record| {
-            if record.published != Some(published) {
+            has_it = record.chain.starts_with(chain);
+            if has_it && record.published != Some(published) {
                 record.published = Some(published);
                 record.add_history(HistoryEntry::now("publish", &published.info_hash.to_string()));
             }
         })?;
+        if !has_it {
+            return Err(StoreError::InUse { name: name.clone() });
+        }
         stop::point("publish.recorded");
         Ok(record)
     }

@@ -54,7 +54,14 @@ impl Txn {
                 // One that the record does not name is left from a power cut, or from a commit: it holds nothing.
                 fs::unlink_if_there(&path)?;
                 let head = before.new_head(ChunkSize::HEAD);
-                make_head(&path, &head)?;
+                // What it reserves is for the larger disk; the smallest size is not in the file.
+                make_head(
+                    &path,
+                    &HeadRecord {
+                        smallest_size: size,
+                        ..head
+                    },
+                )?;
                 fs::sync_all(&[&path], &[&store.image_dir(before.id())])?;
                 head
             }

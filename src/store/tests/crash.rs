@@ -61,6 +61,7 @@ fn run(store: &Store, verb: &str) -> Result<(), StoreError> {
             let manifest = txn.commit_manifest(b"manifest")?;
             txn.finish_publish(
                 &a,
+                &store.image(&a)?.chain,
                 Published {
                     manifest,
                     info_hash: InfoHash([1; 20]),

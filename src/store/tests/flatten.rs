@@ -63,6 +63,23 @@ fn the_oldest_deltas_give_way_to_one_and_siblings_notice_nothing() {
 }
 
 #[test]
+fn what_was_published_of_a_chain_that_is_gone_is_not_written_down() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1, 2, 3]);
+    let published = Published {
+        manifest: Sha256([1; 32]),
+        info_hash: InfoHash([2; 20]),
+    };
+    let chain = store.image(&name("a")).unwrap().chain;
+    let txn = store.begin(Intent::Publish { name: name("a") }).unwrap();
+    flatten(&store, "a", 7, 1).unwrap().unwrap().done().unwrap();
+    let refused = txn.finish_publish(&name("a"), &chain, published);
+    assert!(matches!(refused, Err(StoreError::InUse { .. })), "{refused:?}");
+    drop(txn);
+    assert_eq!(store.image(&name("a")).unwrap().published, None);
+}
+
+#[test]
 fn a_chain_that_would_not_get_shorter_is_left_alone() {
     let (_dir, store) = empty_store();
     image(&store, "none", &[]);

@@ -50,6 +50,7 @@ fn publish(store: &Store) -> Result<Txn, StoreError> {
     let manifest = txn.commit_manifest(b"manifest")?;
     txn.finish_publish(
         &name("a"),
+        &store.image(&name("a"))?.chain,
         Published {
             manifest,
             info_hash: InfoHash([1; 20]),
