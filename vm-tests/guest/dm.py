@@ -39,7 +39,8 @@ def create(name, table, read_only):
 
 
 def remove(name):
-    run("dmsetup", "remove", "--noudevrules", "--noudevsync", name)
+    # The kernel lets go of a file system's device a moment after its unmount.
+    run("dmsetup", "remove", "--retry", "--noudevrules", "--noudevsync", name)
 
 
 def sectors(device):
