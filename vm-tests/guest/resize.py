@@ -104,9 +104,9 @@ def file_system(fs, rounds, sizes):
         (mounted,) = ctl("mount", image, TOP, "--mode", mode)
         if number:
             fsx.whole(TOP)
-            # ext4 takes its journal off, which does not shrink with the disk: its own count says what it spans.
+            # Both take their journals off; an ext4's does not shrink with the disk, so that its own count says what it spans.
             shown = ext4_bytes(mounted["device"]) if fs == "ext4" else os.statvfs(TOP).f_blocks * os.statvfs(TOP).f_frsize
-            assert 0.85 * size < shown <= size, f"{fs}: {shown} of {size}"
+            assert 0.75 * size < shown <= size, f"{fs}: {shown} of {size}"
         fsx.run(TOP, 100)
         # Here and there on the disk, and gone again.
         for name in range(6):
