@@ -60,7 +60,7 @@ impl WriteAt for FileIo {
         let (before, disk) = (self.0.metadata()?, rustix::fs::fstatvfs(&self.0)?);
         let missing = len.0.saturating_sub(before.blocks().saturating_mul(SECTOR));
         if missing > disk.f_bavail.saturating_mul(disk.f_frsize) {
-            return Err(io::ErrorKind::StorageFull.into());
+            return Err(nix::errno::Errno::ENOSPC.into());
         }
         if let Err(error) = fallocate(&self.0, FallocateFlags::empty(), 0, wanted) {
             if before.len() < len.0 {

@@ -232,6 +232,12 @@ fn masked(said: &Said, rig: &Rig) -> String {
     if rig.root().join("VERSION").exists() {
         text = text.replace(rig.run_dir().to_str().unwrap(), "RUN");
     }
+    // In JSON a time is no word of its own.
+    let mut parts = text.split("\"time_unix_seconds\":");
+    let first = parts.next().unwrap_or_default().to_string();
+    text = parts.fold(first, |all, part| {
+        all + "TIME" + part.trim_start_matches(|c: char| c.is_ascii_digit())
+    });
     let word = |word: &str| -> String {
         let is_number = |w: &str| !w.is_empty() && w.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b':' | b'-'));
         match word.strip_prefix("/dev/loop") {
