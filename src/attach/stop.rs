@@ -1,4 +1,4 @@
-//! Places where a test may kill the process between two steps, to see what the next verb makes of it.
+//! Places where a test may kill the process between two steps, to see what the next verb makes of it; how it dies is `store::stop`'s.
 //!
 //! Knows nothing of what happens there. Invariant: without the feature `root-tests` a stop point is nothing at all.
 
@@ -47,10 +47,7 @@ pub const STOP_POINTS: &[&str] = &[
 /// Dies here, as by `kill -9`, when `BLOCKBT_STOP_AT` names this point.
 #[cfg(feature = "root-tests")]
 pub fn point(name: &str) {
-    assert!(STOP_POINTS.contains(&name), "stop point {name} is not in the list");
-    if std::env::var_os("BLOCKBT_STOP_AT").is_some_and(|wanted| wanted == name) {
-        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).expect("a process may kill itself");
-    }
+    crate::store::stop::die_at(STOP_POINTS, name);
 }
 
 #[cfg(not(feature = "root-tests"))]

@@ -77,7 +77,13 @@ pub const STOP_POINTS: &[&str] = &[
 /// Dies here, as by `kill -9`, when `BLOCKBT_STOP_AT` names this point.
 #[cfg(feature = "root-tests")]
 pub fn point(name: &str) {
-    assert!(STOP_POINTS.contains(&name), "stop point {name} is not in the list");
+    die_at(STOP_POINTS, name);
+}
+
+/// The same for who has a list of his own.
+#[cfg(feature = "root-tests")]
+pub fn die_at(list: &[&str], name: &str) {
+    assert!(list.contains(&name), "stop point {name} is not in the list");
     if std::env::var_os("BLOCKBT_STOP_AT").is_some_and(|wanted| wanted == name) {
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).expect("a process may kill itself");
     }
