@@ -33,7 +33,7 @@ pub enum AttachError {
     NoDeviceMapper { mode: Mode, why: String },
     #[error("image \"{name}\" has {count} former heads that are not sealed yet")]
     Frozen { name: ImageName, count: usize },
-    #[error("image \"{name}\" has a head already: change its limit by resize --limit; commit it, and the next one can be reserved")]
+    #[error("image \"{name}\" has a head already: resize --limit and --reserve change what it may take")]
     HasHead { name: ImageName },
     #[error("store {id} at {} is a copy of the one at {}, which has this image attached", mine.display(), other.display())]
     OtherStore { id: StoreId, mine: PathBuf, other: PathBuf },

@@ -17,10 +17,10 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-/// Lets the head of an attached image become as long as `limit`; the file system above notices nothing.
+/// Lets the head of an attached image become as long as `limit`, or, without one, as its disk needs; the file system above notices nothing.
 ///
 /// Returns whether it could: `false` where the image is not written to by the kernel, or its head takes no more writes.
-pub fn grow_head(store: &Store, record: &ImageRecord, head: &HeadRecord, limit: Bytes) -> Result<bool, AttachError> {
+pub fn grow_head(store: &Store, record: &ImageRecord, head: &HeadRecord, limit: Option<Bytes>) -> Result<bool, AttachError> {
     let place = Place::of(store, record.id());
     let _run_lock = place.lock(&record.name)?;
     check_owner(store, &place)?;
@@ -43,11 +43,16 @@ pub fn grow_head(store: &Store, record: &ImageRecord, head: &HeadRecord, limit: 
     Ok(true)
 }
 
-fn lengthen(path: &Path, disk: Bytes, head: &HeadRecord, limit: Bytes) -> io::Result<()> {
+fn lengthen(path: &Path, disk: Bytes, head: &HeadRecord, limit: Option<Bytes>) -> io::Result<()> {
     let file = FileIo(File::options().read(true).write(true).open(path)?);
     let chunk = ChunkSize::new(head.chunk_size).map_err(io::Error::other)?;
     let there = file.size()?;
-    let wanted = full_len(disk, chunk).map_or(there, |full| full.min(usable_len(limit, chunk)));
+    let wanted = match (full_len(disk, chunk), limit) {
+        (None, _) => there,
+        (Some(full), Some(limit)) => full.min(usable_len(limit, chunk)),
+        // What nobody names in it, after an unclean stop, is at most all of it.
+        (Some(full), None) => usable_len(Bytes(full.0.saturating_add(there.0)), chunk),
+    };
     if wanted <= there {
         return Ok(());
     }

@@ -1,69 +1,119 @@
-//! `resize --limit`: how much space an image's head may take.
+//! `resize --limit`, `--reserve`: how much space an image's head may take, and whether it has that for certain.
 //!
-//! Refuses to take anything from a head, and to lower the limit of an image that is attached. Invariant: the limit in `image.json` is never below what the head's file has in use, and what is
-//! reserved has its space before the record says so.
+//! Refuses to take anything from a head, and to do more to the head of an attached image than to raise its limit. Invariant: the limit in
+//! `image.json` is never below what the head's file has in use, and what is reserved has its space before the record says so; what it has too
+//! much is given back after.
 
 use super::engine::Engine;
-use super::{ErrorKind, ServiceError};
+use super::mount::failed;
+use super::{ErrorKind, Resize, ServiceError};
 use crate::attach;
 use crate::blockio::{FileIo, WriteAt};
-use crate::format::head::{Head, HeadBounds, check_limit, usable_len};
+use crate::format::head::{Head, HeadBounds, LimitError, check_limit, usable_len};
 use crate::ids::ImageName;
-use crate::store::{HistoryEntry, ImageRecord, StoreError};
+use crate::store::{HistoryEntry, ImageRecord, StoreError, stop};
 use crate::units::{Bytes, ChunkSize};
 use std::fs::File;
 
-impl Engine {
-    /// Gives the head, or the one that is made next, another limit. A head that was full has room again.
-    pub(super) fn set_limit(&self, name: &ImageName, limit: Bytes) -> Result<ImageRecord, ServiceError> {
-        let mine = match self.store.lock_image(name) {
-            // A kernel that writes to it can be given more room.
-            Err(in_use @ StoreError::InUse { .. }) => Err(in_use),
-            other => Ok(other?),
-        };
-        let record = self.store.image(name)?;
-        let usage = |error| ServiceError::from_error(ErrorKind::Usage, &error);
-        match record.head {
-            None => {
-                check_limit(limit, ChunkSize::HEAD).map_err(usage)?;
-                if let Err(in_use) = mine {
-                    return Err(in_use.into());
-                }
-            }
-            Some(head) => {
-                let chunk = ChunkSize::new(head.chunk_size)?;
-                check_limit(limit, chunk).map_err(usage)?;
-                let bounds = HeadBounds {
-                    limit_bytes: Some(limit),
-                    ..head.bounds()
-                };
-                match &mine {
-                    Ok(_) => self.fit_head(&record, chunk, limit, bounds)?,
-                    Err(_)
-                        if head.limit_bytes.is_some_and(|old| old <= limit) && attach::grow_head(&self.store, &record, &head, limit)? => {}
-                    Err(_) => {
-                        let what = format!(
-                            "image \"{name}\" is in use, and its head can only grow, before it is full, where the kernel writes to it"
-                        );
-                        return Err(ServiceError::new(ErrorKind::InUse, what));
-                    }
-                }
-            }
+/// What is to become of a head's bounds.
+#[derive(Clone, Copy)]
+pub(super) struct NewBounds {
+    /// `Some(None)`: no limit any more.
+    limit: Option<Option<Bytes>>,
+    reserve: Option<bool>,
+}
+
+impl NewBounds {
+    pub fn of(ask: &Resize) -> NewBounds {
+        NewBounds {
+            limit: ask.limit_bytes.map(Some).or(ask.no_limit.then_some(None)),
+            reserve: ask.reserve,
         }
-        let is_live = mine.is_err();
+    }
+
+    pub fn over(self, old: HeadBounds) -> HeadBounds {
+        HeadBounds {
+            limit_bytes: self.limit.unwrap_or(old.limit_bytes),
+            reserve: self.reserve.unwrap_or(old.reserve),
+        }
+    }
+
+    /// For the image's history.
+    pub fn words(self) -> Vec<String> {
+        let limit = self.limit.map(|limit| match limit {
+            Some(limit) => format!("limit {} bytes", limit.0),
+            None => "no limit".into(),
+        });
+        let reserve = self.reserve.map(|reserve| match reserve {
+            true => "reserved".into(),
+            false => "not reserved".into(),
+        });
+        limit.into_iter().chain(reserve).collect()
+    }
+
+    fn entry(self) -> HistoryEntry {
+        HistoryEntry::now("resize", &self.words().join(", "))
+    }
+}
+
+impl Engine {
+    /// Gives the head, or the one that is made next, other bounds. A head that was full has room again with a larger limit, or without one.
+    pub(super) fn set_bounds(&self, name: &ImageName, new: NewBounds) -> Result<ImageRecord, ServiceError> {
+        let _lock = match self.store.lock_image(name) {
+            // A kernel that writes to it can be given more room.
+            Err(StoreError::InUse { .. }) => return self.raise_limit(name, new),
+            other => other?,
+        };
+        let before = self.store.image(name)?;
+        let (size, bounds) = (before.virtual_size, new.over(before.bounds()));
+        self.check_bounds(&before, size, bounds)?;
+        self.take_room(&before, size, bounds)?;
+        stop::point("bounds.taken");
+        let record = self.store.update_image(name, |record| {
+            record.set_bounds(bounds);
+            record.add_history(new.entry());
+        })?;
+        stop::point("bounds.recorded");
+        self.index(|catalog| catalog.put_image(&record))?;
+        self.give_back(&record, before.bounds())?;
+        stop::point("bounds.done");
+        Ok(record)
+    }
+
+    fn raise_limit(&self, name: &ImageName, new: NewBounds) -> Result<ImageRecord, ServiceError> {
+        let before = self.store.image(name)?;
+        let in_use = |what: &str| Err(ServiceError::new(ErrorKind::InUse, format!("image \"{name}\" is in use{what}")));
+        let (Some(head), Some(limit)) = (before.head, new.limit) else {
+            return in_use("");
+        };
+        let raised = head.limit_bytes.is_some_and(|old| limit.is_none_or(|limit| old <= limit));
+        // For the whole disk it would be more than anybody asked for.
+        let is_certain = head.reserve && limit.is_none();
+        if let Some(limit) = limit {
+            check_limit(limit, ChunkSize::new(head.chunk_size)?).map_err(usage)?;
+        }
+        if new.reserve.is_some() || is_certain || !raised || !attach::grow_head(&self.store, &before, &head, limit)? {
+            return in_use(", and its head can only grow, before it is full, where the kernel writes to it");
+        }
         let record = self.store.update_image(name, |record| {
             // Of two who raise it at once under a mounted image, the file has the larger.
-            let now = record.head.and_then(|head| head.limit_bytes).filter(|_| is_live);
-            let limit = now.map_or(limit, |now| now.max(limit));
-            record.next_head.limit_bytes = Some(limit);
-            record.head.iter_mut().for_each(|head| head.limit_bytes = Some(limit));
-            record.add_history(HistoryEntry::now("resize", &format!("limit {} bytes", limit.0)));
+            let now = record.bounds();
+            let limit_bytes = now.limit_bytes.zip(limit).map(|(now, limit)| now.max(limit));
+            record.set_bounds(HeadBounds { limit_bytes, ..now });
+            record.add_history(new.entry());
         })?;
         self.index(|catalog| catalog.put_image(&record))?;
         Ok(record)
     }
 
-    fn fit_head(&self, record: &ImageRecord, chunk: ChunkSize, limit: Bytes, bounds: HeadBounds) -> Result<(), ServiceError> {
+    /// What a head of a disk of `size` bytes cannot have, or less than it has in use. What is cut off the disk is not in use.
+    pub(super) fn check_bounds(&self, record: &ImageRecord, size: Bytes, bounds: HeadBounds) -> Result<(), ServiceError> {
+        let Some(limit) = bounds.limit_bytes else { return Ok(()) };
+        let chunk = record.head.map_or(Ok(ChunkSize::HEAD), |head| ChunkSize::new(head.chunk_size))?;
+        check_limit(limit, chunk).map_err(usage)?;
+        if record.head.is_none() || size < record.virtual_size {
+            return Ok(());
+        }
         let used = self.open_head(&record.name)?.used_len();
         if usable_len(limit, chunk) < used {
             let message = format!(
@@ -72,16 +122,46 @@ impl Engine {
             );
             return Err(ServiceError::new(ErrorKind::Usage, message));
         }
-        if !bounds.reserve {
+        Ok(())
+    }
+
+    /// The space that bounds promise, for a disk of `size` bytes, before the record says that it is there. Errors: nothing is taken.
+    pub(super) fn take_room(&self, record: &ImageRecord, size: Bytes, bounds: HeadBounds) -> Result<(), ServiceError> {
+        if record.head.is_none() || !bounds.reserve {
             return Ok(());
         }
-        let path = self.store.head_path(&record.name);
-        let failed = |error| super::mount::failed("open", &path, &error);
-        let file = File::options().read(true).write(true).open(&path).map_err(failed)?;
-        let head = Head::open_within(FileIo(file), record.virtual_size, bounds)?;
-        // What a smaller limit leaves over is given back.
-        let len = head.full_len(record.virtual_size, Some(limit))?;
-        let cut = head.io().set_len(len).and_then(|()| head.io().sync());
-        cut.map_err(|error| super::mount::failed("cut", &path, &error))
+        self.open_within(record, size, bounds).map(drop)
     }
+
+    /// What a head has too much by its record's bounds: with `old` ones it had more.
+    pub(super) fn give_back(&self, record: &ImageRecord, old: HeadBounds) -> Result<(), ServiceError> {
+        let Some(head) = record.head.filter(|head| old.reserve && head.bounds() != old) else {
+            return Ok(());
+        };
+        let give = || -> Result<(), ServiceError> {
+            let bounds = head.bounds();
+            let opened = self.open_within(record, record.virtual_size, bounds)?;
+            if bounds.reserve {
+                let len = opened.full_len(record.virtual_size, bounds.limit_bytes)?;
+                let cut = opened.io().set_len(len).and_then(|()| opened.io().sync());
+                cut.map_err(|error| failed("cut", &self.store.head_path(&record.name), &error))?;
+            }
+            Ok(())
+        };
+        give().map_err(|error| {
+            let then = "what its head has too much is given back when it is next attached";
+            error.of(format!("image \"{}\" has its new bounds, and {then}", record.name))
+        })
+    }
+
+    fn open_within(&self, record: &ImageRecord, size: Bytes, bounds: HeadBounds) -> Result<Head<FileIo>, ServiceError> {
+        let path = self.store.head_path(&record.name);
+        let file = File::options().read(true).write(true).open(&path);
+        let file = file.map_err(|error| failed("open", &path, &error))?;
+        Ok(Head::open_within(FileIo(file), size, bounds)?)
+    }
+}
+
+fn usage(error: LimitError) -> ServiceError {
+    ServiceError::from_error(ErrorKind::Usage, &error)
 }

@@ -80,6 +80,7 @@ replies! {
         /// The smallest disk that holds what is in its file system; told where it was asked for, to shrink an ext4.
         minimum_bytes: Option<Bytes>,
         limit_bytes: Option<Bytes>,
+        reserve: bool,
         took_ms: u64,
     }
     DiffReply { a: ImageName, b: Option<ImageName>, extents: Vec<DiffExtent>, sum_bytes: Bytes, }

@@ -189,6 +189,12 @@ arguments! {
         /// The most that the head's file may take; absent: as it is.
         #[serde(default)]
         limit_bytes: Option<Bytes>,
+        /// It may take what the disk needs.
+        #[serde(default)]
+        no_limit: bool,
+        /// Whether the head has all of that space from now on; absent: as it is.
+        #[serde(default)]
+        reserve: Option<bool>,
         /// Cuts off the end of a disk of which nobody knows whether it is in use.
         #[serde(default)]
         shrink: bool,
@@ -255,6 +261,18 @@ arguments! {
         insecure_sha1: bool,
     }
     Peers {}
+}
+
+impl Resize {
+    fn check(&self) -> Result<(), RequestError> {
+        match (self.limit_bytes, self.no_limit) {
+            (Some(_), true) => Err(RequestError::Conflict("a limit, and none")),
+            (None, false) if self.size.is_none() && self.reserve.is_none() => {
+                Err(RequestError::Conflict("want a size, a limit, or whether to reserve its space"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A size, or how far it is from the one that is there.
@@ -340,9 +358,7 @@ impl Request {
                 absolute("source", &import.source)?;
                 import.size_bytes.map(Bytes::as_disk_size).transpose()?;
             }
-            Request::Resize(resize) if resize.size.is_none() && resize.limit_bytes.is_none() => {
-                return Err(RequestError::Conflict("want a size or a limit"));
-            }
+            Request::Resize(resize) => resize.check()?,
             Request::Mount(mount) => mount.dir.as_ref().map_or(Ok(()), |dir| absolute("directory", dir))?,
             Request::Export(export) => absolute("target", &export.target)?,
             Request::Commit(commit) => {

@@ -9,81 +9,98 @@
 use super::commit::open_head;
 use super::engine::Engine;
 use super::fit::{self, FitError};
+use super::limit::NewBounds;
 use super::make::{ms, new_delta};
-use super::mount::failed;
 use super::own_mount::OwnMount;
 use super::tool::ToolError;
-use super::{ErrorKind, Progress, Resize, ResizeReply, ServiceError};
+use super::{ErrorKind, NewSize, Progress, Resize, ResizeReply, ServiceError};
 use crate::attach;
 use crate::blockio::{FileIo, WriteAt};
 use crate::format::head::{Head, HeadBounds, trim, usable_len};
 use crate::kernel::mounts;
 use crate::store::{HeadRecord, HistoryEntry, ImageRecord, Txn, stop};
 use crate::units::{Bytes, ChunkSize};
-use std::fs::File;
 use std::time::Instant;
 
 impl Engine {
     pub(super) fn resize(&self, ask: Resize, progress: &dyn Progress) -> Result<ResizeReply, ServiceError> {
         let start = Instant::now();
-        if let Some(limit) = ask.limit_bytes {
-            let record = self.store.image(&ask.name)?;
-            ask.size.map(|size| size.of(record.virtual_size)).transpose()?;
-            let record = self.set_limit(&ask.name, limit)?;
-            if ask.size.is_none() {
-                return Ok(ResizeReply {
-                    old_size_bytes: record.virtual_size,
-                    virtual_size_bytes: record.virtual_size,
-                    minimum_bytes: None,
-                    limit_bytes: record.bounds().limit_bytes,
-                    file_system: record.file_system,
-                    name: record.name,
-                    took_ms: ms(start.elapsed()),
-                });
+        let new = NewBounds::of(&ask);
+        let (old, record, minimum) = match ask.size {
+            Some(size) => self.resize_disk(&ask, size, new, progress)?,
+            None => {
+                let record = self.set_bounds(&ask.name, new)?;
+                (record.virtual_size, record, None)
             }
-        }
-        let lock = self.store.lock_image(&ask.name)?;
-        let before = self.store.image(&ask.name)?;
-        let old = before.virtual_size;
-        let size = ask.size.map_or(Ok(old), |size| size.of(old))?;
-        refuse(&before, size, ask.shrink)?;
-        let txn = self.store.begin_resize(lock, &before, size)?;
-        let (record, minimum) = match size < old {
-            true => self.refit(&txn, &before, size, Some(entry(old, size)), progress)?,
-            false => (self.grow(&txn, before, size, progress)?, None),
         };
-        txn.done()?;
-        tracing::info!(image = %record.name, from = %old, to = %size, "resized");
+        let HeadBounds { limit_bytes, reserve } = record.bounds();
         Ok(ResizeReply {
             old_size_bytes: old,
             virtual_size_bytes: record.virtual_size,
             minimum_bytes: minimum,
-            limit_bytes: record.bounds().limit_bytes,
+            limit_bytes,
+            reserve,
             file_system: record.file_system,
             name: record.name,
             took_ms: ms(start.elapsed()),
         })
     }
 
-    fn grow(&self, txn: &Txn, before: ImageRecord, size: Bytes, progress: &dyn Progress) -> Result<ImageRecord, ServiceError> {
+    /// Disk and bounds in one change of the record. Returns also the old size, and the least that the file system could have had.
+    fn resize_disk(
+        &self,
+        ask: &Resize,
+        size: NewSize,
+        new: NewBounds,
+        progress: &dyn Progress,
+    ) -> Result<(Bytes, ImageRecord, Option<Bytes>), ServiceError> {
+        let lock = self.store.lock_image(&ask.name)?;
+        let before = self.store.image(&ask.name)?;
+        let old = before.virtual_size;
+        let size = size.of(old)?;
+        let (was, bounds) = (before.bounds(), new.over(before.bounds()));
+        refuse(&before, size, ask.shrink)?;
+        self.check_bounds(&before, size, bounds)?;
+        let entry = entry(old, size, new);
+        let txn = self.store.begin_resize(lock, &before, size)?;
+        let (record, minimum) = match size < old {
+            true => {
+                let mut wanted = before;
+                wanted.set_bounds(bounds);
+                self.refit(&txn, &wanted, size, Some(entry), progress)?
+            }
+            false => (self.grow(&txn, before, size, bounds, entry, progress)?, None),
+        };
+        txn.done()?;
+        tracing::info!(image = %record.name, from = %old, to = %size, "resized");
+        if size >= old {
+            self.give_back(&record, was)?;
+        }
+        Ok((old, record, minimum))
+    }
+
+    fn grow(
+        &self,
+        txn: &Txn,
+        before: ImageRecord,
+        size: Bytes,
+        bounds: HeadBounds,
+        entry: HistoryEntry,
+        progress: &dyn Progress,
+    ) -> Result<ImageRecord, ServiceError> {
         let is_known = fit::is_known(&before.file_system);
         if is_known {
             fit::can_grow(&before.file_system)?;
         }
-        if before.head.is_none() && !before.next_head.reserve {
+        if before.head.is_none() && !bounds.reserve {
             self.must_have_room()?;
         }
-        if let Some(head) = before.head.filter(|head| head.reserve) {
-            // All of the larger disk's space, before anybody relies on it.
-            let path = self.store.head_path(&before.name);
-            let file = File::options().read(true).write(true).open(&path);
-            let file = file.map_err(|error| failed("open", &path, &error))?;
-            Head::open_within(FileIo(file), size, head.bounds())?;
-        }
-        let record = match size == before.virtual_size {
+        // All of the larger disk's, before anybody relies on it.
+        self.take_room(&before, size, bounds)?;
+        let record = match size == before.virtual_size && bounds == before.bounds() {
             // Nothing to do, or an interrupted one to finish.
             true => before,
-            false => txn.finish_grow(size, entry(before.virtual_size, size))?,
+            false => txn.finish_grow(size, bounds, entry)?,
         };
         self.index(|catalog| catalog.put_image(&record))?;
         if !is_known {
@@ -221,6 +238,8 @@ fn take_space(record: &ImageRecord, head: HeadRecord, trimmed: &Head<FileIo>, si
     Ok(())
 }
 
-fn entry(old: Bytes, new: Bytes) -> HistoryEntry {
-    HistoryEntry::now("resize", &format!("{old} to {new}"))
+fn entry(old: Bytes, size: Bytes, new: NewBounds) -> HistoryEntry {
+    let mut words = new.words();
+    words.insert(0, format!("{old} to {size}"));
+    HistoryEntry::now("resize", &words.join(", "))
 }

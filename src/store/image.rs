@@ -137,6 +137,14 @@ impl ImageRecord {
         self.head.map_or(self.next_head, |head| head.bounds())
     }
 
+    /// Gives the head, and the next one, other bounds.
+    pub fn set_bounds(&mut self, bounds: HeadBounds) {
+        self.next_head = bounds;
+        if let Some(head) = &mut self.head {
+            (head.limit_bytes, head.reserve) = (bounds.limit_bytes, bounds.reserve);
+        }
+    }
+
     pub fn id(&self) -> ImageId {
         ImageId::of(&self.name)
     }

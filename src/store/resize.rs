@@ -8,7 +8,7 @@ use super::image::{HeadRecord, HistoryEntry, ImageRecord};
 use super::lock::ImageLock;
 use super::make::make_head;
 use super::txn::{Intent, Txn};
-use super::{Store, fs, stop};
+use super::{HeadBounds, Store, fs, stop};
 use crate::ids::ImageId;
 use crate::units::{Bytes, ChunkSize};
 use rustix::fs::FlockOperation;
@@ -40,13 +40,14 @@ impl Txn {
         self.lock.as_ref().expect("the verb began with the image's lock")
     }
 
-    /// A larger disk, and a head for it if there is none: durable when it returns.
-    pub fn finish_grow(&self, size: Bytes, entry: HistoryEntry) -> Result<ImageRecord, StoreError> {
+    /// A larger disk, and a head for it, within `bounds`, if there is none: durable when it returns.
+    pub fn finish_grow(&self, size: Bytes, bounds: HeadBounds, entry: HistoryEntry) -> Result<ImageRecord, StoreError> {
         let Intent::Grow { name } = self.intent() else {
             unreachable!("only a transaction that grows ends as one");
         };
         let store = self.store();
-        let before = store.image(name)?;
+        let mut before = store.image(name)?;
+        before.set_bounds(bounds);
         let head = match before.head {
             Some(head) => head,
             None => {
@@ -69,6 +70,7 @@ impl Txn {
         let record = store.update_image(name, |record| {
             record.virtual_size = size;
             record.head = Some(head);
+            record.set_bounds(bounds);
             record.add_history(entry);
         })?;
         stop::point("grow.recorded");
@@ -114,6 +116,7 @@ impl Txn {
         let mut record = store.image(name)?;
         record.virtual_size = size;
         record.head = Some(head);
+        record.set_bounds(head.bounds());
         if let Some(entry) = entry {
             record.add_history(entry);
         }

@@ -10,7 +10,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// Where a verb has happened although it was killed: from this point on.
-const DECISIVE: [(&str, &str); 11] = [
+const DECISIVE: [(&str, &str); 12] = [
     ("create", "create.renamed"),
     ("import", "import.renamed"),
     ("clone", "clone.renamed"),
@@ -18,6 +18,7 @@ const DECISIVE: [(&str, &str); 11] = [
     ("flatten", "flatten.recorded"),
     ("grow", "grow.recorded"),
     ("shrink", "shrink.exchanged"),
+    ("bounds", "bounds.recorded"),
     ("rename", "rename.renamed"),
     ("rm", "rm.renamed"),
     ("gc", "gc.delta"),
@@ -42,6 +43,10 @@ fn prepared(verb: &str) -> Rig {
     rig.ok(&["import", "old", text(&source), "--size", "64M"]);
     match verb {
         "commit" => change(&rig, "old", 2),
+        "bounds" => {
+            change(&rig, "old", 2);
+            rig.ok(&["resize", "old", "--limit", "24M", "--reserve"]);
+        }
         "flatten" => {
             // Three deltas, of which it keeps one, a clone on the same chain, and a head.
             for n in 2..4 {
@@ -79,6 +84,8 @@ fn words(rig: &Rig, verb: &str) -> Vec<String> {
         "flatten" => &["flatten", "old", "--keep", "1"],
         "grow" => &["resize", "old", "96M"],
         "shrink" => &["resize", "old", "48M"],
+        // Less of it, and certain as before: what is over is given back last.
+        "bounds" => &["resize", "old", "--limit", "12M"],
         "rename" => &["rename", "old", "new"],
         "rm" => &["rm", "old"],
         "gc" => &["gc"],
@@ -150,6 +157,20 @@ fn assert_settled(rig: &Rig, point: &str, before: &[u8]) {
             rig.ok(&["mount", "old", text(&mnt), "--read-only"]);
             assert!(fs::read(mnt.join("file")).unwrap() == noise(1, 300_000), "{point}");
             rig.ok(&["umount", "old"]);
+        }
+        ("bounds", _) => {
+            let head = || rig.json(&["info", "old"])["head"].clone();
+            let limit = if done { 12 << 20 } else { 24 << 20 };
+            assert_eq!(
+                (&head()["limit_bytes"], &head()["reserve"]),
+                (&limit.into(), &true.into()),
+                "{point}"
+            );
+            assert!(head()["stored_bytes"].as_u64().unwrap() >= limit, "{point}: {}", head());
+            rig.ok(&again);
+            rig.ok(&["resize", "old", "--no-reserve", "--limit", "none"]);
+            assert!(head()["stored_bytes"].as_u64().unwrap() < 8 << 20, "{point}: {}", head());
+            assert!(rig.raw("old") == before, "{point}: the disk has changed");
         }
         ("publish", _) => {
             let published = &rig.json(&["info", "old"])["published"];
@@ -227,6 +248,11 @@ fn a_killed_flatten_happened_or_did_not_and_the_image_reads_the_same() {
 fn a_killed_resize_leaves_the_old_size_or_the_new_one() {
     kill_at_all_points_of("grow");
     kill_at_all_points_of("shrink");
+}
+
+#[test]
+fn a_killed_change_of_bounds_leaves_the_old_ones_or_the_new_and_the_space_they_promise() {
+    kill_at_all_points_of("bounds");
 }
 
 #[test]

@@ -181,3 +181,103 @@ fn what_a_head_cannot_have_is_a_usage_error() {
     rig.fails(&["attach", "web", "--read-only", "--limit", "1M"], 2);
     rig.fails(&["attach", "web", "--reserve"], 2);
 }
+
+fn head(rig: &Rig, name: &str) -> (u64, Option<u64>, bool) {
+    let head = rig.json(&["info", name])["head"].clone();
+    let number = |field: &str| head[field].as_u64();
+    (number("stored_bytes").unwrap(), number("limit_bytes"), head["reserve"] == true)
+}
+
+#[test]
+fn the_bounds_of_a_head_that_is_there_are_changed_and_taken_away() {
+    let rig = Rig::on_small_disk(128);
+    let mnt = rig.make_dir("mnt");
+    rig.ok(&["create", "web", "--size", "48M", "--limit", "16M"]);
+    rig.ok(&["mount", "web", text(&mnt)]);
+    write(&mnt.join("kept"), noise(1, MIB as usize)).unwrap();
+    for words in [
+        &["--reserve"][..],
+        &["--no-reserve"],
+        &["--limit", "none"],
+        &["--limit", "24M", "--reserve"],
+    ] {
+        rig.fails(&[&["resize", "web"][..], words].concat(), 4);
+    }
+    rig.ok(&["umount", "web"]);
+    let before = rig.raw("web");
+    let said = rig.json(&["resize", "web", "--reserve"]);
+    assert_eq!((&said["limit_bytes"], &said["reserve"]), (&(16 * MIB).into(), &true.into()));
+    let (stored, limit, reserve) = head(&rig, "web");
+    assert!(stored >= 16 * MIB && reserve && limit == Some(16 * MIB), "{stored} {limit:?}");
+    // Without a limit it is all that the disk needs.
+    rig.ok(&["resize", "web", "--limit", "none"]);
+    let (stored, limit, reserve) = head(&rig, "web");
+    assert!(stored >= 48 * MIB && reserve && limit.is_none(), "{stored} {limit:?}");
+    rig.ok(&["resize", "web", "--limit", "20M"]);
+    let (stored, limit, _) = head(&rig, "web");
+    assert!(
+        (20 * MIB..22 * MIB).contains(&stored) && limit == Some(20 * MIB),
+        "{stored} {limit:?}"
+    );
+    rig.ok(&["resize", "web", "--no-reserve"]);
+    let (stored, limit, reserve) = head(&rig, "web");
+    assert!(stored < 8 * MIB && !reserve && limit == Some(20 * MIB), "{stored} {limit:?}");
+    // What the host has not got is said, and nothing has changed.
+    let filler = Filler::leave(&rig, 8);
+    let why = rig.fails(&["resize", "web", "--limit", "none", "--reserve"], 1);
+    assert!(why.to_lowercase().contains("no space"), "{why}");
+    filler.give_back();
+    assert_eq!(head(&rig, "web"), (stored, limit, reserve));
+    assert!(rig.raw("web") == before, "the disk has not changed");
+    rig.assert_sound("bounds");
+    // Where there is no head yet, it is the next one's.
+    rig.ok(&["commit", "web"]);
+    rig.ok(&["resize", "web", "--limit", "none", "--reserve"]);
+    assert_eq!(rig.json(&["info", "web"])["next_head"]["reserve"], true);
+    rig.ok(&["attach", "web"]);
+    assert!(head(&rig, "web").0 >= 48 * MIB);
+    rig.ok(&["detach", "web"]);
+    rig.assert_sound("the next head");
+}
+
+#[test]
+fn a_resize_that_is_refused_changes_neither_size_nor_limit() {
+    let rig = Rig::new();
+    let mnt = rig.make_dir("mnt");
+    for (name, fs) in [("ext", "ext4"), ("xfs", "xfs"), ("raw", "none")] {
+        rig.ok(&["create", name, "--size", "512M", "--fs", fs, "--limit", "256M"]);
+    }
+    rig.ok(&["mount", "ext", text(&mnt)]);
+    write(&mnt.join("kept"), noise(1, 20 << 20)).unwrap();
+    rig.ok(&["umount", "ext"]);
+    for (words, code) in [
+        (&["xfs", "384M", "--limit", "64M"][..], 2),
+        (&["raw", "384M", "--limit", "64M"], 2),
+        (&["ext", "8M", "--limit", "64M"], 2),
+        (&["ext", "+20T", "--limit", "64M"], 2),
+        (&["ext", "1G", "--limit", "1M"], 2),
+        (&["ext", "1G", "--limit", "33333"], 2),
+        // Less than what is in it takes when it has moved.
+        (&["ext", "256M", "--limit", "1M"], 1),
+    ] {
+        rig.fails(&[&["resize"][..], words].concat(), code);
+        let info = rig.json(&["info", words[0]]);
+        let bounds = if info["head"].is_null() {
+            &info["next_head"]
+        } else {
+            &info["head"]
+        };
+        let found = (&info["virtual_size_bytes"], &bounds["limit_bytes"], &bounds["reserve"]);
+        assert_eq!(found, (&(512 * MIB).into(), &(256 * MIB).into(), &false.into()), "{words:?}");
+    }
+    for (size, limit) in [("768M", 64 * MIB), ("256M", 48 * MIB)] {
+        let said = rig.json(&["resize", "ext", size, "--limit", &limit.to_string(), "--reserve"]);
+        assert_eq!(said["limit_bytes"], limit, "{said}");
+        let (stored, found, reserve) = head(&rig, "ext");
+        assert!(stored >= limit && found == Some(limit) && reserve, "{stored} {found:?}");
+    }
+    rig.ok(&["mount", "ext", text(&mnt)]);
+    assert!(fs::read(mnt.join("kept")).unwrap() == noise(1, 20 << 20));
+    rig.ok(&["umount", "ext"]);
+    rig.assert_sound("size and limit");
+}

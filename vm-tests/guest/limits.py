@@ -118,6 +118,8 @@ def full_head(image, fs, noise):
     (resized,) = guest.ctl(STORE, "resize", image, "--limit", "96M")
     assert resized["limit_bytes"] == 96 * MIB, resized
     says_no("in use", "resize", image, "--limit", "64M")
+    (resized,) = guest.ctl(STORE, "resize", image, "--limit", "none")
+    assert resized["limit_bytes"] is None, resized
     write("more", more)
     guest.ctl(STORE, "umount", image)
     sound(image, fs)
@@ -129,7 +131,12 @@ def full_head(image, fs, noise):
 
 def reserved_head(image, fs, noise):
     guest.ctl(STORE, "create", image, "--fs", fs, "--size", SIZES[fs])
-    mount(image, "--limit", "48M", "--reserve")
+    mount(image, "--limit", "48M")
+    write("before", noise.of("before", MIB))
+    says_no("in use", "resize", image, "--reserve")
+    guest.ctl(STORE, "umount", image)
+    guest.ctl(STORE, "resize", image, "--reserve")
+    mount(image)
     fill()
     content = [noise.of(f"file {number}", 4 * MIB) for number in range(6)]
     for number, one in enumerate(content):
@@ -139,8 +146,9 @@ def reserved_head(image, fs, noise):
     os.unlink(FILLER)
     guest.ctl(STORE, "umount", image)
     sound(image, fs)
+    guest.ctl(STORE, "resize", image, "--no-reserve", "--limit", "none")
     mount(image)
-    assert all(holds(f"file-{number}", one) for number, one in enumerate(content))
+    assert all(holds(f"file-{number}", one) for number, one in enumerate(content)) and holds("before", noise.of("before", MIB))
     guest.ctl(STORE, "umount", image)
 
 

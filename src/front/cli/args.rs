@@ -204,11 +204,12 @@ pub enum Command {
     },
     /// Make an image's disk, and the file system on it, larger or smaller
     #[command(
-        after_help = "The image must not be attached. ext4 grows and shrinks, down to what is in it; xfs grows. One that was interrupted leaves the old or the new size, \
-                     and is finished by the same command again.\n\n\
-                     Examples:\n  blockbt-ctl resize web 20G\n  blockbt-ctl resize web +5G\n  blockbt-ctl resize web -5G\n  blockbt-ctl resize raw 1G --shrink"
+        after_help = "The image must not be attached; only a limit can be raised while it is mounted by device-mapper. ext4 grows and shrinks, down to what is in it; xfs grows. \
+                     One that was interrupted leaves the old or the new size, and is finished by the same command again. What is said of size and head is done together, or none of it.\n\n\
+                     Examples:\n  blockbt-ctl resize web 20G\n  blockbt-ctl resize web +5G --limit 8G\n  blockbt-ctl resize web -5G\n  blockbt-ctl resize raw 1G --shrink\n  \
+                     blockbt-ctl resize web --limit none --reserve"
     )]
-    #[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["size", "limit"])))]
+    #[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["size", "limit", "reserve", "no_reserve"])))]
     #[command(override_usage = "blockbt-ctl resize [OPTIONS] <NAME> [SIZE]")]
     Resize {
         /// The image
@@ -217,9 +218,15 @@ pub enum Command {
         /// Size of the disk, as in 20G, or how much more or less, as in +5G
         #[arg(value_name = "SIZE", value_parser = NewSize::parse, allow_hyphen_values = true)]
         size: Option<NewSize>,
-        /// The most that what is written may take until it is committed
-        #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-        limit: Option<Bytes>,
+        /// The most that what is written may take until it is committed; none: as much as the disk is large
+        #[arg(long, value_name = "SIZE|none", value_parser = Limit::parse)]
+        limit: Option<Limit>,
+        /// Take all of that space now, so that it is there whatever else fills the host's disk
+        #[arg(long)]
+        reserve: bool,
+        /// Take space as it is written, and give back what is not used
+        #[arg(long, conflicts_with = "reserve")]
+        no_reserve: bool,
         /// Cut off the end of a disk whose file system is not known; what is there is lost
         #[arg(long)]
         shrink: bool,
@@ -368,6 +375,22 @@ pub enum Command {
     },
 }
 
+/// Of a head that is there.
+#[derive(Clone, Copy, Debug)]
+pub enum Limit {
+    None,
+    Bytes(Bytes),
+}
+
+impl Limit {
+    fn parse(text: &str) -> Result<Limit, UnitError> {
+        match text {
+            "none" => Ok(Limit::None),
+            size => parse_size(size).map(Limit::Bytes),
+        }
+    }
+}
+
 /// Of a head that is made.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Room {
@@ -459,10 +482,22 @@ impl Command {
                 message,
                 chunk_size_bytes: chunk_size,
             }),
-            Command::Resize { name, size, limit, shrink } => Request::Resize(service::Resize {
+            Command::Resize {
                 name,
                 size,
-                limit_bytes: limit,
+                limit,
+                reserve,
+                no_reserve,
+                shrink,
+            } => Request::Resize(service::Resize {
+                name,
+                size,
+                limit_bytes: limit.and_then(|limit| match limit {
+                    Limit::Bytes(bytes) => Some(bytes),
+                    Limit::None => None,
+                }),
+                no_limit: matches!(limit, Some(Limit::None)),
+                reserve: (reserve || no_reserve).then_some(reserve),
                 shrink,
             }),
             Command::Flatten { name, keep } => Request::Flatten(service::Flatten { name, keep }),

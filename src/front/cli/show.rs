@@ -208,8 +208,13 @@ fn resize(out: &mut String, r: &ResizeReply) {
         true => format!("{}: {} disk", r.name, r.virtual_size_bytes),
         false => format!("{}: {} disk, was {}", r.name, r.virtual_size_bytes, r.old_size_bytes),
     };
-    let limit = r.limit_bytes.map(|limit| format!(", head at most {limit}")).unwrap_or_default();
-    line(out, format!("{size}, {}{limit}, in {} ms", r.file_system, r.took_ms));
+    let head = match (r.limit_bytes, r.reserve) {
+        (Some(limit), true) => format!(", head at most {limit}, reserved"),
+        (Some(limit), false) => format!(", head at most {limit}"),
+        (None, true) => ", head reserved".into(),
+        (None, false) => String::new(),
+    };
+    line(out, format!("{size}, {}{head}, in {} ms", r.file_system, r.took_ms));
 }
 
 fn info(out: &mut String, r: &InfoReply) {

@@ -31,6 +31,8 @@ fn requests_survive_json() {
             name: name.clone(),
             size: Some(NewSize::MinusBytes(Bytes(5 << 30))),
             limit_bytes: Some(Bytes(1 << 30)),
+            no_limit: false,
+            reserve: Some(false),
             shrink: true,
         }),
         Request::Check(Check {
@@ -69,7 +71,8 @@ fn bad_arguments_are_named() {
         ("attach", r#"{"name":"x","mode":"Flat"}"#, "mode \"Flat\": want flat, stack or user"),
         ("import", r#"{"name":"x","source":"etc"}"#, "source \"etc\" is not absolute"),
         ("mount", r#"{"name":"x","dir":"mnt"}"#, "is not absolute"),
-        ("resize", r#"{"name":"x"}"#, "want a size or a limit"),
+        ("resize", r#"{"name":"x"}"#, "want a size, a limit"),
+        ("resize", r#"{"name":"x","limit_bytes":65536,"no_limit":true}"#, "a limit, and none"),
         (
             "resize",
             r#"{"name":"x","size":{"times_bytes":2}}"#,

@@ -50,7 +50,7 @@ fn run(store: &Store, verb: &str) -> Result<(), StoreError> {
         "grow" => {
             let (lock, record) = (store.lock_image(&a)?, store.image(&a)?);
             let txn = store.begin_resize(lock, &record, Bytes(2 << 20))?;
-            txn.finish_grow(Bytes(2 << 20), HistoryEntry::now("resize", ""))?;
+            txn.finish_grow(Bytes(2 << 20), HeadBounds::default(), HistoryEntry::now("resize", ""))?;
             txn.done()
         }
         "shrink" => shrink(store)?.done(),
@@ -125,7 +125,7 @@ fn is_there(store: &Store, verb: &str) -> bool {
 }
 
 /// Points that only the whole verbs pass; `tests/` kills the real programs there.
-const OF_SERVICE: [&str; 12] = [
+const OF_SERVICE: [&str; 15] = [
     "create.sealed",
     "create.sidecars",
     "create.object",
@@ -136,6 +136,9 @@ const OF_SERVICE: [&str; 12] = [
     "flatten.sealed",
     "grow.mounted",
     "grow.grown",
+    "bounds.taken",
+    "bounds.recorded",
+    "bounds.done",
     "shrink.fitted",
     "shrink.trimmed",
 ];
