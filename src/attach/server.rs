@@ -58,7 +58,8 @@ pub fn run(place: &Path) -> Result<(), ServerError> {
             drop(ready);
             let served = server.run();
             let flushed = if disk.read_only() { Ok(()) } else { disk.flush() };
-            // First the image's lock, then ours: who waits for ours finds the image free.
+            // First the store's files, then the image's lock, then ours: who waits for ours finds the image free, and nothing of the store open.
+            drop(disk);
             let freed = File::open("/dev/null").and_then(|null| Ok(nix::unistd::dup2_stdin(null)?));
             drop(lock);
             served?;
