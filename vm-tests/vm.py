@@ -15,6 +15,8 @@ TOP = os.path.dirname(HERE)
 TARGET = os.environ.get("CARGO_TARGET_DIR", os.path.join(TOP, "target"))
 CTL = os.path.join(TARGET, "release", "blockbt-ctl")
 STOCK = "--stock" in sys.argv
+# Of what a guest said, in the report of a failure.
+MOST_LINES = 150
 # The guest has one CPU; this is the host's that it runs on.
 CPU = max(os.sched_getaffinity(0))
 
@@ -104,9 +106,13 @@ class Failure(Exception):
         super().__init__(said)
 
     def tail(self):
+        """The end of what the guest said, and all of what went wrong there, one error on the other."""
         lines = []
         for name in ("console.log", "guest.log"):
             path = os.path.join(self.window, name)
             if os.path.exists(path):
-                lines += [f"    {name}: {line.rstrip()}" for line in open(path, errors="replace").readlines()[-8:]]
+                with open(path, errors="replace") as file:
+                    last = file.readlines()[-MOST_LINES:]
+                told = next((number for number, line in enumerate(last) if line.startswith(("Traceback ", "-- "))), len(last))
+                lines += [f"    {name}: {line.rstrip()}" for line in last[min(told, max(0, len(last) - 8)):]]
         return "\n".join(lines)

@@ -5,27 +5,48 @@ import fcntl
 import os
 import struct
 import subprocess
+import time
+
+import users
 
 DM_TARGET_MSG = 0xC138FD0E
 LIBC = ctypes.CDLL(None, use_errno=True)
+# What the kernel may take to let go of something, on a machine that has other work: nothing here comes near it.
+PATIENCE = 60
+
+
+class Failed(Exception):
+    """A program, or the kernel, refused. No `SystemExit`, which Python ends with in silence, whatever went wrong before it."""
 
 
 def run(*words, stdin=None):
     done = subprocess.run(words, input=stdin, text=True, capture_output=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(words)}: status {done.returncode}: {done.stderr.strip()}\n{stdin or ''}")
+        raise Failed(f"{' '.join(words)}: status {done.returncode}: {done.stderr.strip()}\n{stdin or ''}".rstrip())
     return done.stdout.strip()
+
+
+def until(done, what):
+    """Waits for what the kernel does behind its last user's back."""
+    end = time.monotonic() + PATIENCE
+    while not done():
+        if time.monotonic() > end:
+            raise Failed(f"{what}: not after {PATIENCE} s")
+        time.sleep(0.02)
 
 
 def mount(device, directory, fs="ext4", options=""):
     """By system call, as starting a program takes longer here than most of what is tested."""
     if LIBC.mount(device.encode(), directory.encode(), fs.encode(), 0, options.encode()):
-        raise SystemExit(f"mount {device} {directory} {options}: {os.strerror(ctypes.get_errno())}")
+        raise Failed(f"mount {device} {directory} {options}: {os.strerror(ctypes.get_errno())}")
 
 
 def umount(directory):
+    """At once: what a verb has taken away is away when it has ended."""
     if LIBC.umount2(directory.encode(), 0):
-        raise SystemExit(f"umount {directory}: {os.strerror(ctypes.get_errno())}")
+        said = os.strerror(ctypes.get_errno())
+        users.tell(directory)
+        raise Failed(f"umount {directory}: {said}")
 
 
 def loop(path, read_only):
@@ -40,7 +61,11 @@ def create(name, table, read_only):
 
 def remove(name):
     # The kernel lets go of a file system's device a moment after its unmount.
-    run("dmsetup", "remove", "--retry", "--noudevrules", "--noudevsync", name)
+    try:
+        run("dmsetup", "remove", "--retry", "--noudevrules", "--noudevsync", name)
+    except Failed:
+        users.tell(f"/dev/mapper/{name}")
+        raise
 
 
 def sectors(device):
@@ -53,7 +78,7 @@ def chunk_sectors(path):
     with open(path, "rb") as file:
         magic, valid, version, chunk = struct.unpack("<4sIII", file.read(16))
     if (magic, valid, version) != (b"SnAp", 1, 1):
-        raise SystemExit(f"{path}: not a valid delta: {magic} valid {valid} version {version}")
+        raise Failed(f"{path}: not a valid delta: {magic} valid {valid} version {version}")
     return chunk
 
 
@@ -66,7 +91,7 @@ def stack(deltas, prefix="blockbt-test"):
             below = create(f"{prefix}-{number}-pad", f"0 {there} linear {below} 0\n{there} {wanted - there} zero\n", True)
         device = loop(path, True)
         if os.stat(path).st_size % 512 or sectors(device) * 512 != os.stat(path).st_size:
-            raise SystemExit(f"{path}: the loop shows {sectors(device)} sectors")
+            raise Failed(f"{path}: the loop shows {sectors(device)} sectors")
         below = create(f"{prefix}-{number}", f"0 {wanted} snapshot {below} {device} P {chunk_sectors(path)}\n", True)
     return below
 

@@ -9,7 +9,7 @@ import dm
 
 paths = sorted(glob.glob("/run/window/*.continued"))
 if len(paths) < 27:
-    raise SystemExit(f"{len(paths)} stores to read")
+    raise AssertionError(f"{len(paths)} stores to read")
 for path in paths:
     with open(f"{path}.tsv") as lines:
         expected = [(int(chunk), digest) for chunk, digest in (line.split() for line in lines)]
@@ -22,7 +22,7 @@ for path in paths:
         for chunk, digest in expected:
             data = os.pread(file.fileno(), sectors * 512, chunk * sectors * 512)
             if hashlib.sha256(data).hexdigest() != digest:
-                raise SystemExit(f"{path}: the kernel reads chunk {chunk} as something else")
+                raise AssertionError(f"{path}: the kernel reads chunk {chunk} as something else")
     for name in ("blockbt-test-top", "blockbt-test-zero"):
         dm.remove(name)
     dm.run("losetup", "--detach", device)

@@ -46,4 +46,4 @@ if not guest.PARAMETERS["last"]:
     os.sync()
     open("/run/window/ready", "w").close()
     work.run(1000)
-    raise SystemExit("the power did not go")
+    raise AssertionError("the power did not go")

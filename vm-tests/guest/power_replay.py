@@ -9,7 +9,9 @@ import json
 import os
 import random
 import shutil
+import sys
 import time
+import traceback
 
 import dm
 import guest
@@ -90,8 +92,8 @@ def examine(replay, cut, said, rng):
     try:
         try:
             dm.mount(device, "/mnt/disk")
-        except SystemExit as error:
-            raise Wrong(f"the store's file system: {error}") from None
+        except dm.Failed as error:
+            raise Wrong(f"the store's file system: {error}") from error
         try:
             known = Model().read(said + cut.marks())
             return Survivors(STORE, known, rng.choice(PARAMETERS["shown"]), rng).check().repaired
@@ -123,6 +125,7 @@ for number, cut in enumerate(choose(log, PARAMETERS["cuts"], rng)):
         verdict = "ok"
     except Wrong as wrong:
         verdict = str(wrong)
+        traceback.print_exc(file=sys.stdout)
         told["wrong"].append(f"{number}: {cut}: {wrong}")
         if len(told["wrong"]) == 1 and not PARAMETERS["broken"]:
             keep(replay, cut, number)

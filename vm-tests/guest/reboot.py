@@ -78,7 +78,7 @@ def write_on():
             os.fsync(file.fileno())
         if number == first + 30:
             open("/run/window/ready", "w").close()
-    raise SystemExit("the power did not go")
+    raise AssertionError("the power did not go")
 
 
 def in_background(store, *words):

@@ -42,7 +42,7 @@ def compare(device, wanted, when):
         found = disk.read()
     if found != wanted:
         at = next((at for at in range(min(len(found), len(wanted))) if found[at] != wanted[at]), min(len(found), len(wanted)))
-        raise SystemExit(f"{when}: {len(found)} bytes, want {len(wanted)}; the first that differs is {at}")
+        raise AssertionError(f"{when}: {len(found)} bytes, want {len(wanted)}; the first that differs is {at}")
 
 
 def raw(rounds):
@@ -74,7 +74,7 @@ def raw(rounds):
                 sibling = (attach("sibling", PARAMETERS["modes"][0]), bytes(wanted))
                 try:
                     ctl("resize", "sibling", "1G")
-                    raise SystemExit("an attached image was resized")
+                    raise AssertionError("an attached image was resized")
                 except guest.Refused as refused:
                     assert "in use" in str(refused), refused
         if rng.random() < 0.7:

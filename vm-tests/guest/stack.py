@@ -27,7 +27,7 @@ def compare(device, size, expected):
             if count != MIB:
                 break
     if at != size or dm.sectors(device) * 512 != size:
-        raise SystemExit(f"{device}: {at} bytes could be read of {dm.sectors(device)} sectors, want {size} bytes")
+        raise AssertionError(f"{device}: {at} bytes could be read of {dm.sectors(device)} sectors, want {size} bytes")
     return differs
 
 

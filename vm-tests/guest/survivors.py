@@ -32,7 +32,7 @@ class Survivors:
         try:
             return guest.ctl(self.store, *words, codes=codes)
         except guest.Refused as refused:
-            raise Wrong(str(refused)) from None
+            raise Wrong(str(refused)) from refused
 
     def check(self):
         """All of it. Leaves nothing attached."""
@@ -97,8 +97,8 @@ class Survivors:
     def look_at_tree(self, name, image, device):
         try:
             dm.mount(device, self.directory)
-        except SystemExit as error:
-            raise Wrong(f"{name}: {error}") from None
+        except dm.Failed as error:
+            raise Wrong(f"{name}: {error}") from error
         try:
             for file in image.synced:
                 self.look_at(name, image, file, f"{self.directory}/{file}")
@@ -106,8 +106,8 @@ class Survivors:
             dm.umount(self.directory)
         try:
             dm.run("e2fsck", "-fn", device)
-        except SystemExit as error:
-            raise Wrong(f"{name}: {error}") from None
+        except dm.Failed as error:
+            raise Wrong(f"{name}: {error}") from error
 
     def look_at(self, name, image, file, path):
         """The blocks of one file; newer versions than the synced ones are taken over into the model."""
@@ -126,7 +126,7 @@ class Survivors:
                     else:
                         blocks[number] = says(data)[3]
         except OSError as error:
-            raise Wrong(f"{name}: file {file}: {error}") from None
+            raise Wrong(f"{name}: file {file}: {error}") from error
         if wrong:
             raise Wrong(f"{name}: {len(wrong)} of {len(blocks)} blocks: {'; '.join(wrong[:3])}")
 

@@ -46,7 +46,7 @@ def one_wrong_byte(fsx):
         with open(f"{TOP}/{file}", "r+b") as changed:
             changed.write(fsx.files[file])
         return
-    raise SystemExit("one wrong byte was not noticed")
+    raise AssertionError("one wrong byte was not noticed")
 
 
 def rounds(fs, rng):

@@ -50,7 +50,7 @@ for path, delta in zip(deltas, info["chain"]):
 for path in deltas:
     try:
         open(path, "r+b")
-        raise SystemExit(f"{path} can be written to")
+        raise AssertionError(f"{path} can be written to")
     except PermissionError:
         pass
 with open(deltas[1], "rb") as file:
@@ -71,7 +71,7 @@ with open("/mnt/image/file", "rb") as file:
 try:
     with open("/mnt/image/more", "rb") as file:
         assert file.read() == content(), "a wrong byte was read"
-    raise SystemExit("the flipped bit was not noticed")
+    raise AssertionError("the flipped bit was not noticed")
 except OSError as error:
     print(f"reading what was flipped: {error}", flush=True)
 guest.ctl(STORE, "umount", "web")
