@@ -11,7 +11,7 @@ for purpose in "$@"; do
     case $purpose in
     build) packages+=(gcc libc6-dev pkg-config make git ca-certificates curl libdevmapper-dev) ;;
     demo) packages+=(e2fsprogs python3 debootstrap rsync iproute2 util-linux xz-utils zstd) ;;
-    test) packages+=(e2fsprogs xfsprogs dmsetup rsync iproute2 util-linux user-mode-linux kmod fsverity fio python3
+    test) packages+=(e2fsprogs xfsprogs dmsetup udev rsync iproute2 util-linux user-mode-linux kmod fsverity fio python3
         python3-libtorrent attr xz-utils zstd) ;;
     qemu) packages+=(qemu-system-x86 qemu-system-common busybox-static cpio kmod) ;;
     bench) packages+=(qemu-utils) ;;

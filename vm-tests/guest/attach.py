@@ -1,130 +1,22 @@
 """Guest: images attached in every mode; what dead verbs, other stores and strangers leave is found, told and taken away."""
 
-import hashlib
+import contextlib
+import fcntl
 import os
-import random
 import re
 import shutil
 import signal
+import stat
 import subprocess
+import threading
 import time
 
 import guest
 from dm import run
+from images import (MNT, MODES, OTHER, RANDOM, STORE, assert_nothing, attempt, check, ctl, devices, digest, identity, image_id, info, loops, make_chain, mounted,
+                    refused, write)
 
-STORE, OTHER, MNT = "/mnt/store", "/mnt/other", "/mnt/m"
-RANDOM = random.Random(guest.PARAMETERS.get("seed", 1))
-MODES = ("flat", "stack", "user")
-
-
-def attempt(store, *words, **variables):
-    """(exit code, what was printed, what was said)"""
-    done = subprocess.run(guest.command(store, *words), text=True, capture_output=True, env={**os.environ, **variables})
-    print(f"{' '.join(words)} {variables}: {done.returncode} {done.stdout}{done.stderr}", flush=True)
-    return done.returncode, done.stdout, done.stderr
-
-
-def ctl(*words, store=STORE):
-    return guest.ctl(store, *words)
-
-
-def refused(code, *words, store=STORE):
-    found, _, said = attempt(store, *words)
-    assert found == code, f"{words}: ended with {found}, want {code}"
-    return said
-
-
-def identity(store):
-    with open(f"{store}/VERSION") as file:
-        return next(line.split()[1] for line in file if line.startswith("id "))
-
-
-def image_id(name):
-    return hashlib.sha256(name.encode()).hexdigest()[:32]
-
-
-def devices(store=STORE):
-    """Our device-mapper devices, by kind."""
-    text = run("dmsetup", "info", "-c", "--noheadings", "-o", "uuid")
-    found = {}
-    for uuid in text.split():
-        if match := re.fullmatch(f"BLOCKBT-{identity(store)}-([a-z]+)-([0-9a-f]+)", uuid):
-            found.setdefault(match[1], []).append(match[2])
-    return found
-
-
-def loops(store=STORE):
-    """Our loop devices' names."""
-    found = []
-    for number in sorted(os.listdir("/sys/block")):
-        if number.startswith("loop") and os.path.exists(f"/sys/block/{number}/loop"):
-            found.append(loop_name(f"/dev/{number}"))
-    return sorted(name for name in found if name.startswith(f"blockbt-{identity(store)}-"))
-
-
-def loop_name(device):
-    """`struct loop_info64`'s lo_file_name, which losetup does not show."""
-    import fcntl
-    with open(device, "rb") as file:
-        info = fcntl.ioctl(file, 0x4C05, bytes(232))
-    return info[56:120].split(b"\0")[0].decode()
-
-
-def assert_nothing(store=STORE, but=()):
-    assert devices(store) == {}, devices(store)
-    left = [name for name in loops(store) if name not in but]
-    assert left == [], left
-    left = [name for name in os.listdir(f"/run/blockbt/{identity(store)}") if not re.match(r"mapped-|[a-z0-9]+\.lock|mnt$|doing$|daemon", name)]
-    doing = f"/run/blockbt/{identity(store)}/doing"
-    assert left == [] and not (os.path.exists(doing) and os.listdir(doing)), left
-    assert not [name for name in os.listdir("/dev/mapper") if identity(store) in name], os.listdir("/dev/mapper")
-
-
-def digest(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def info(name, *words, store=STORE):
-    return ctl("info", name, *words, store=store)[0]
-
-
-def mounted(name, mode=None, read_only=False):
-    words = ["mount", name, MNT] + (["--mode", mode] if mode else []) + (["--read-only"] if read_only else [])
-    (reply,) = ctl(*words)
-    assert mode is None or reply["mode"] == mode, reply
-    return reply
-
-
-def write(name, size):
-    data = RANDOM.randbytes(size)
-    with open(f"{MNT}/{name}", "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return data
-
-
-def check(files):
-    for name, data in files.items():
-        with open(f"{MNT}/{name}", "rb") as file:
-            assert file.read() == data, f"{name} is not what was written"
-
-
-def make_chain(store, deltas):
-    """`web`, and what is on it."""
-    files = {}
-    os.makedirs("/mnt/tree/etc", exist_ok=True)
-    with open("/mnt/tree/etc/motd", "w") as file:
-        file.write("hello\n")
-    ctl("import", "base", "/mnt/tree", "--size", "128M", store=store)
-    ctl("clone", "base", "web", store=store)
-    for number in range(deltas - 1):
-        ctl("mount", "web", MNT, store=store)
-        files[f"file-{number}"] = write(f"file-{number}", RANDOM.randrange(1, 3_000_000))
-        ctl("umount", "web", store=store)
-        ctl("commit", "web", store=store)
-    return files
+CONTROL = "/dev/mapper/control"
 
 
 def every_mode_shows_the_same(files):
@@ -197,6 +89,34 @@ def clones_share(files):
     assert not os.path.exists(f"{MNT}/mine")
     ctl("umount", "clone-4")
     for name in names:
+        ctl("rm", name)
+
+
+def one_delta_in_two_ways_at_once():
+    """A base with more runs than a flat table takes as targets: `flat` and `stack` then share its zero device."""
+    every = range(0, 132 << 20, 8192)
+    ctl("create", "comb", "--fs", "none", "--size", "132M")
+    (attached,) = ctl("attach", "comb", "--mode", "flat")
+    with open(attached["device"], "r+b", buffering=0) as disk:
+        for at in every:
+            os.pwrite(disk.fileno(), at.to_bytes(8) * 512, at)
+    want = digest(attached["device"])
+    ctl("detach", "comb")
+    ctl("commit", "comb", "--chunk-size", "4K")
+    made = {"flat": "comb", "stack": "other-comb"}
+    ctl("clone", *made.values())
+    for first, second in (("flat", "stack"), ("stack", "flat")):
+        for first_away, second_away in (("flat", "stack"), ("stack", "flat")):
+            for mode in (first, second):
+                (attached,) = ctl("attach", made[mode], "--read-only", "--mode", mode)
+                assert digest(attached["device"]) == want, (first, mode)
+            there = devices()
+            assert all(len(there[kind]) == 1 for kind in ("zero", "short", "lower", "level")), there
+            ctl("detach", made[first_away])
+            assert digest(f"/dev/mapper/blockbt-{identity(STORE)}-image-{image_id(made[second_away])}") == want, (first, second_away)
+            ctl("detach", made[second_away])
+            assert_nothing()
+    for name in made.values():
         ctl("rm", name)
 
 
@@ -297,6 +217,98 @@ def tables_can_be_loaded_by_hand():
     assert_nothing()
 
 
+def a_node_that_is_missing_is_made():
+    """Whoever made the device died before it made the node; its marker is there, or went with `/run/blockbt`."""
+    ctl("clone", "web", "nodeless")
+    node = f"/dev/mapper/blockbt-{identity(STORE)}-image-{image_id('nodeless')}"
+    doing = f"/run/blockbt/{identity(STORE)}/doing"
+    ctl("attach", "nodeless")
+    os.unlink(node)
+    os.makedirs(doing, exist_ok=True)
+    open(f"{doing}/{image_id('nodeless')}", "w").close()
+    ctl("list")
+    assert os.path.exists(node) and not os.path.exists(doing), "the node is still missing"
+    os.unlink(node)
+    ctl("mount", "nodeless", MNT)
+    os.unlink(node)
+    ctl("umount", "nodeless")
+    assert_nothing()
+    ctl("attach", "nodeless")
+    os.unlink(node)
+    ctl("detach", "nodeless")
+    assert_nothing()
+    ctl("rm", "nodeless")
+
+
+@contextlib.contextmanager
+def out_of_reach():
+    """Device-mapper's control device is there, and nobody can open it: as in a container."""
+    run("mount", "-t", "tmpfs", "-o", "nodev", "none", "/dev/mapper")
+    os.mknod(CONTROL, 0o600 | stat.S_IFCHR, os.makedev(10, 236))
+    try:
+        yield
+    finally:
+        run("umount", "/dev/mapper")
+
+
+def device_mapper_out_of_reach(files):
+    """What is attached is then not known, and never said not to be; where nothing can be, user mode serves."""
+    mounted("web", "flat")
+    verbs = [["list"], ["info", "web"], ["umount", "web"], ["detach", "web"], ["attach", "web"], ["commit", "web"], ["rm", "web"], ["resize", "web", "256M"]]
+    with out_of_reach():
+        for verb in verbs:
+            assert CONTROL in refused(1, *verb), verb
+    for verb in verbs:
+        words = ["setpriv", "--bounding-set=-sys_admin", *guest.command(STORE, *verb)]
+        done = subprocess.run(words, text=True, capture_output=True)
+        print(f"{verb}: {done.returncode} {done.stdout}{done.stderr}", flush=True)
+        assert done.returncode == 1, verb
+    check(files)
+    ctl("umount", "web")
+    assert_nothing()
+    with out_of_reach():
+        assert CONTROL in refused(1, "attach", "web", "--mode", "flat")
+        (reply,) = ctl("mount", "web", MNT)
+        assert reply["mode"] == "user" and CONTROL in info("web")["attached"]["why"], reply
+        check(files)
+        ctl("umount", "web")
+    assert_nothing()
+
+
+def a_server_that_says_it_is_done_has_nothing_open():
+    """Whoever detaches the last image can unmount the store's file system, however slowly the server's process ends."""
+    for _ in range(3):
+        ctl("attach", "web", "--mode", "user")
+        (server,) = served()
+        found = []
+        waiting = threading.Thread(target=lambda: found.extend(files_when_unlocked(server)))
+        waiting.start()
+        ctl("detach", "web")
+        waiting.join()
+        assert found == [], found
+    assert_nothing()
+
+
+def served():
+    """Processes of the servers of user mode."""
+    found = []
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{process}/cmdline") as file:
+            found += [process] if "\0fuse-serve\0" in file.read() else []
+    return found
+
+
+def files_when_unlocked(server):
+    """What a server has open of the store when others find it gone: it gets no further until we have looked."""
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    with open(f"/run/blockbt/{identity(STORE)}/{image_id('web')}/server.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        with contextlib.suppress(FileNotFoundError):
+            links = [f"/proc/{server}/fd/{number}" for number in os.listdir(f"/proc/{server}/fd")]
+            return [path for path in map(os.readlink, links) if path.startswith(STORE)]
+    return []
+
+
 # Which stop points each mode comes by, for a chain without growth whose table is all linear.
 COMES_BY = {
     "flat": ("attach.mark attach.state attach.head attach.loop-delta attach.lower attach.loop-head attach.origin attach.image attach.unlock attach.mount "
@@ -333,6 +345,21 @@ def a_dead_verb_is_cleaned_up_after_at_every_step():
             ctl("rm", "victim")
 
 
+def who_asks_for_an_owner_is_none():
+    """A verb had an image for itself and died. That somebody else asks for its owner, too, does not make him one."""
+    for mode, point, lock in (("flat", "attach.image", "doing/{}"), ("user", "attach.loop", "{}/owner.lock")):
+        with out_of_reach() if mode == "user" else contextlib.nullcontext():
+            code, _, _ = attempt(STORE, "export", "web", "/mnt/exported.tar", BLOCKBT_STOP_AT=point)
+            assert code == -signal.SIGKILL, f"{mode}: {point} was not reached"
+            with open(f"/run/blockbt/{identity(STORE)}/{lock.format(image_id('web'))}") as asked:
+                fcntl.flock(asked, fcntl.LOCK_SH)
+                (found,) = [image for image in ctl("list") if image["name"] == "web"]
+                assert found["device"] is None, f"{mode}: it is still attached"
+        assert_nothing()
+        ctl("export", "web", "/mnt/exported.tar")
+        assert_nothing()
+
+
 PART = guest.PARAMETERS["part"]
 os.makedirs(MNT)
 os.makedirs("/mnt/n")
@@ -342,11 +369,16 @@ if PART == "modes":
     every_mode_shows_the_same(FILES)
     a_head_moves_between_modes(FILES)
     clones_share(FILES)
+    one_delta_in_two_ways_at_once()
     tables_can_be_loaded_by_hand()
 elif PART == "owners":
     what_is_attached_is_in_use()
     nothing_of_ours_has_to_live(FILES)
     stores_do_not_touch_each_other(FILES)
     a_stranger_with_our_name_stays()
+    a_node_that_is_missing_is_made()
+    device_mapper_out_of_reach(FILES)
+    a_server_that_says_it_is_done_has_nothing_open()
 else:
+    who_asks_for_an_owner_is_none()
     a_dead_verb_is_cleaned_up_after_at_every_step()

@@ -36,3 +36,12 @@ def killed(window):
     words = ["cargo", "build", "--quiet", "--release", "--locked", "--features", "root-tests", "--bins"]
     subprocess.run(words, cwd=TOP, env=ENV, check=True)
     return run(window, "killed")
+
+
+@test("udev", seconds=60)
+def udev(window):
+    """where udev runs it makes the nodes of images, looks into nothing else of ours, and is waited for by no verb that has ended"""
+    seed = harness.seed()
+    with boot(window, "udev.py", seed=seed) as vm:
+        vm.finish(900)
+    return f"seed {seed}"

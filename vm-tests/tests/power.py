@@ -78,6 +78,15 @@ def power_cut_broken(window):
     return f"seed {first}, {', '.join(said)}"
 
 
+@test("power-detach", seconds=15)
+def power_detach(window):
+    """what somebody wrote and closed while a detach waited for it is on the disk when the detach has ended"""
+    chance = seed()
+    with boot(window, "power_detach.py", seed=chance, modes=("flat", "stack", "user")) as vm:
+        vm.finish(300)
+    return f"seed {chance}"
+
+
 def wait_for_marks(path, count):
     """Until so much was done, or for as long as a slow machine may take."""
     end = time.monotonic() + 20
