@@ -1,8 +1,10 @@
 //! A thousand attached clones of one chain.
 
 use super::Bench;
+use super::bare::{self, Heads};
 use super::table::{Goal, Row, median};
 use super::tool::{self, ms};
+use devicemapper::DM;
 
 const CLONES: usize = 1000;
 const PART: usize = 100;
@@ -14,14 +16,12 @@ pub fn rows(bench: &Bench) -> Vec<Row> {
     let image = format!("c{DEPTH}");
     bench.ours.clone_of(&image, "keeper");
     bench.ours.attach("keeper", false);
-    let mut took = Vec::new();
+    let mut took = [Vec::new(), Vec::new()];
     let mut free = vec![free_kib()];
     for number in 0..CLONES {
         let name = format!("many{number}");
-        took.push(ms(|| {
-            bench.ours.clone_of(&image, &name);
-            bench.ours.attach(&name, false);
-        }));
+        took[0].push(ms(|| bench.ours.clone_of(&image, &name)));
+        took[1].push(ms(|| drop(bench.ours.attach(&name, false))));
         if (number + 1) % PART == 0 {
             free.push(free_kib());
         }
@@ -34,12 +34,31 @@ pub fn rows(bench: &Bench) -> Vec<Row> {
             bench.ours.remove(&name);
         }));
     }
+    // The same beside it by hand, over the same chain.
+    let mut heads = Heads::over(lower(), bench.dir("heads"));
+    let mut parts = bare::PARTS.map(|_| Vec::new());
+    for _ in 0..CLONES {
+        heads.add().iter().zip(&mut parts).for_each(|(took, part)| part.push(*took));
+    }
+    let mut bare_gone = Vec::new();
+    while let Some(took) = heads.take() {
+        bare_gone.push(took);
+    }
+    drop(heads);
     bench.ours.detach("keeper");
     bench.ours.remove("keeper");
+    let each = bare::PARTS.iter().zip(&parts).map(|(name, part)| {
+        let [first, last] = ends(part);
+        format!("{name} {first:.1} {last:.1}")
+    });
+    println!("bare heads, ms, first and last {PART}: {}", each.collect::<Vec<_>>().join(", "));
     let memory: Vec<f64> = free.windows(2).map(|pair| (pair[0] - pair[1]) / PART as f64).collect();
     let all_memory = (free[0] - free[free.len() - 1]) / CLONES as f64;
-    let (first, last) = (median(took[..PART].to_vec()), median(took[CLONES - PART..].to_vec()));
-    let (gone_first, gone_last) = (median(gone[..PART].to_vec()), median(gone[CLONES - PART..].to_vec()));
+    let [cloned, attached] = took.each_ref().map(|took| ends(took));
+    let whole = sums(&took);
+    let ([first, last], [gone_first, gone_last]) = (ends(&whole), ends(&gone));
+    let bare = sums(&parts);
+    let ([bare_first, bare_last], [bare_gone_first, bare_gone_last]) = (ends(&bare), ends(&bare_gone));
     // The head's 0.75 MiB, 9 bytes a chunk, three chunks, and the loop's 74 KiB.
     let formula = 768.0 + 9.0 * CHUNKS / 1024.0 + 3.0 * 16.0 + 74.0;
     let (memory_first, memory_last) = (memory[0], memory[memory.len() - 1]);
@@ -48,10 +67,19 @@ pub fn rows(bench: &Bench) -> Vec<Row> {
             what: format!("{CLONES} clones, made and attached: time for each"),
             deltas: Some(DEPTH),
             ours: format!(
-                "{:.1} ms; first {PART} {first:.1}, last {PART} {last:.1} (detach and rm: with all {gone_first:.1}, with few {gone_last:.1})",
-                median(took.clone())
+                "{:.1} ms; first {PART} {first:.1} (clone {:.1}, attach {:.1}), last {PART} {last:.1} ({:.1}, {:.1}); detach and rm: with all \
+                 {gone_first:.1}, with few {gone_last:.1}",
+                median(whole),
+                cloned[0],
+                attached[0],
+                cloned[1],
+                attached[1]
             ),
-            beside: String::new(),
+            beside: format!(
+                "bare ioctls {:.1} ms; first {PART} {bare_first:.1}, last {PART} {bare_last:.1} ({:.2}x); removed: {bare_gone_first:.1}, {bare_gone_last:.1}",
+                median(bare),
+                bare_last / bare_first
+            ),
             goal: Goal::at_most(last / first, 1.25, "x the first hundred"),
         },
         Row {
@@ -62,6 +90,23 @@ pub fn rows(bench: &Bench) -> Vec<Row> {
             goal: Goal::at_most(all_memory / formula, 1.15, "x the formula"),
         },
     ]
+}
+
+/// Of the first and of the last hundred.
+fn ends(values: &[f64]) -> [f64; 2] {
+    [&values[..PART], &values[CLONES - PART..]].map(|values| median(values.to_vec()))
+}
+
+fn sums(parts: &[Vec<f64>]) -> Vec<f64> {
+    (0..CLONES).map(|number| parts.iter().map(|part| part[number]).sum()).collect()
+}
+
+/// The chain that all stand on, as a table names it: one is attached.
+fn lower() -> String {
+    let dm = DM::new().expect("the guest has device-mapper");
+    let all = dm.list_devices().expect("devices can be listed");
+    let found = all.iter().find(|(name, ..)| name.to_string().contains("-lower-"));
+    found.expect("a clone is attached").1.to_string()
 }
 
 fn free_kib() -> f64 {

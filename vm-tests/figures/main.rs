@@ -4,14 +4,17 @@
 //! What is compared is measured in turns and the medians are set against each other. Arguments: the mounted disk, the file for the table, and
 //! words: only rows whose name has one of them.
 
+mod bare;
 mod clones;
 mod cycle;
 mod depth;
+mod devices;
 mod first;
 mod ours;
 mod peers;
 mod reads;
 mod shared;
+mod snapshotter;
 mod table;
 mod thin;
 mod tool;

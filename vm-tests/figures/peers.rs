@@ -16,11 +16,20 @@ pub struct RawLoop {
 
 impl RawLoop {
     pub fn new(file: &Path, read_only: bool) -> RawLoop {
+        RawLoop::made(file, read_only, false)
+    }
+
+    /// Past the page cache, as a head's.
+    pub fn direct(file: &Path) -> RawLoop {
+        RawLoop::made(file, false, true)
+    }
+
+    fn made(file: &Path, read_only: bool, direct_io: bool) -> RawLoop {
         let made = loops::attach(&loops::Attach {
             file,
             name: NAME,
             read_only,
-            direct_io: false,
+            direct_io,
         });
         let made = made.unwrap_or_else(|error| panic!("{error}"));
         RawLoop {
