@@ -7,6 +7,8 @@ mount -t sysfs none /sys
 mount -t devtmpfs none /dev 2>/dev/null
 mount -t tmpfs none /mnt
 mount -t tmpfs none /run
+# User-mode Linux starts /sbin/hotplug, which nobody has, for each device that comes and goes: a process each, dearer with each head there is.
+[ ! -e /sys/kernel/uevent_helper ] || echo >/sys/kernel/uevent_helper
 mkdir -p /dev/shm /run/window /mnt/lib
 mount -t tmpfs none /dev/shm
 for word in $(cat /proc/cmdline); do
