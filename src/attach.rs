@@ -166,7 +166,7 @@ struct Device {
 impl There {
     fn look(place: &Place) -> Result<There, AttachError> {
         let user = match place.dir().exists() {
-            true => look(place)?,
+            true => Seen::asked(place, &loops::list()?, &mounts::list()?),
             false => Seen::default(),
         };
         let dm = device_mapper()?;

@@ -254,11 +254,11 @@ impl Place {
             .unwrap_or(false)
     }
 
-    /// Whether a server of this image lives, mounted or not.
-    pub fn has_server(&self) -> io::Result<bool> {
+    /// Whether a server of this image lives, mounted or not; `None` where its lock's file is not there.
+    pub fn has_server(&self) -> io::Result<Option<bool>> {
         match OpenOptions::new().read(true).open(self.dir().join(LOCK_FILE)) {
-            Ok(file) => Ok(!is_free(&file)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Ok(file) => Ok(Some(!is_free(&file)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }

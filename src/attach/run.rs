@@ -287,7 +287,7 @@ pub fn loop_path(number: u32) -> PathBuf {
 fn await_server(place: &Place) -> Result<(), StepError> {
     let start = Instant::now();
     let mut pause = Duration::from_micros(500);
-    while place.has_server().map_err(StepError::io("look for the server in", place.dir()))? {
+    while place.has_server().map_err(StepError::io("look for the server in", place.dir()))? == Some(true) {
         if start.elapsed() > SERVER_PATIENCE {
             return Err(StepError::Stays {
                 seconds: SERVER_PATIENCE.as_secs(),

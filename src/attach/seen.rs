@@ -1,6 +1,7 @@
 //! What the kernel has of one image now.
 //!
-//! Refuses to change anything. Invariant: it asks the kernel, never a file of ours, whether something is attached.
+//! Refuses to change anything. Invariant: it asks the kernel, never a file of ours, whether something is attached; and a FUSE server, which may be
+//! stopped or hang, only for a verb on its own image.
 
 mod mapped;
 
@@ -37,15 +38,25 @@ pub struct LoopSeen {
 }
 
 impl Seen {
+    /// Without a word to the server: it lives as long as its lock is held. Where that is lost, it is asked.
     pub fn of(place: &Place, loops: &[LoopDevice], mounts: &[Mount]) -> Seen {
+        let lives = || place.has_server().ok().flatten().unwrap_or_else(|| answers(place));
+        Seen::served(place, loops, mounts, lives)
+    }
+
+    /// For a verb that needs the server: waits for its answer, or its end.
+    pub fn asked(place: &Place, loops: &[LoopDevice], mounts: &[Mount]) -> Seen {
+        Seen::served(place, loops, mounts, || answers(place))
+    }
+
+    fn served(place: &Place, loops: &[LoopDevice], mounts: &[Mount], lives: impl FnOnce() -> bool) -> Seen {
         let (fuse_dir, disk, name) = (place.fuse_dir(), place.disk(), place.loop_name());
         let ours = |device: &&LoopDevice| match &device.name {
             Some(found) => *found == name,
             None => device.backing == disk,
         };
         let fuse: Vec<&Mount> = mounts.iter().filter(|m| m.dir == fuse_dir).collect();
-        // Cached attributes would say that a dead server lives; this question always reaches it.
-        let served = !fuse.is_empty() && rustix::fs::statfs(&fuse_dir).is_ok();
+        let served = !fuse.is_empty() && lives();
         let served_device = fuse.last().filter(|_| served).map(|m| makedev(m.major, m.minor));
         let seen = |device: &LoopDevice| LoopSeen {
             number: device.number,
@@ -72,6 +83,11 @@ impl Seen {
     pub fn is_nothing(&self) -> bool {
         self.fuse_mounts == 0 && self.loops.is_empty()
     }
+}
+
+/// Cached attributes would say that a dead server lives; this question always reaches it.
+fn answers(place: &Place) -> bool {
+    rustix::fs::statfs(place.fuse_dir()).is_ok()
 }
 
 impl LoopSeen {

@@ -9,5 +9,6 @@ mod promises;
 mod refusals;
 mod resize;
 mod rig;
+mod stopped;
 mod together;
 mod verbs;
