@@ -107,7 +107,7 @@ pub fn mount(store: &Store, name: &ImageName, dir: &Path, options: &AttachOption
 
 /// Takes the device away; all that was written is in the head, durably, when this returns.
 ///
-/// Errors: [`AttachError::InUse`] while it is mounted, or used otherwise; [`AttachError::NotAttached`].
+/// Errors: [`AttachError::Lost`] where it is not, and the device is gone; [`AttachError::InUse`] while it is mounted, or used otherwise; [`AttachError::NotAttached`].
 pub fn detach(store: &Store, name: &ImageName) -> Result<(), AttachError> {
     away(store, name, None, false)
 }
@@ -391,15 +391,24 @@ fn look(place: &Place) -> Result<Seen, AttachError> {
 
 fn take_away(name: &dyn std::fmt::Display, place: &Place, seen: &Seen) -> Result<(), AttachError> {
     let steps = plan::take_away(seen);
+    let mut lost = None;
     for (done, step) in steps.iter().enumerate() {
         tracing::debug!(image = %name, %step, "take away");
-        if let Err(cause) = run::take_away(step, place) {
-            return Err(AttachError::from_taking(name, step, cause, &steps[done..]));
+        match run::take_away(step, place) {
+            // What could not be written is gone from the kernel's memory, too: another try would find nothing to complain of.
+            Err(cause) if matches!(step, Step::Flush { .. }) => lost = Some(Box::new(cause)),
+            Err(cause) => return Err(AttachError::from_taking(name, step, cause, &steps[done..])),
+            Ok(()) => {}
         }
         stop::step("detach", step);
     }
     tracing::info!(image = %name, "detached");
-    Ok(())
+    lost.map_or(Ok(()), |cause| {
+        Err(AttachError::Lost {
+            name: name.to_string(),
+            cause,
+        })
+    })
 }
 
 /// A store that was copied has the id of the original, and so the same places; whose the things there are, `state.json` says.

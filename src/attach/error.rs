@@ -48,6 +48,13 @@ pub enum AttachError {
         super::recipe::MAX_LEVELS
     )]
     TooDeep { name: ImageName, deltas: usize },
+    /// It is gone all the same.
+    #[error("image \"{name}\" is detached, and not all that was written to it was kept: its head was full, or the host's disk failed")]
+    Lost {
+        name: String,
+        #[source]
+        cause: Box<StepError>,
+    },
     /// Nothing was changed yet.
     #[error("image \"{image}\"")]
     Unmade {

@@ -72,8 +72,9 @@ impl Engine {
             let message = format!("image \"{}\" is attached, and not mounted: detach it", ask.name);
             return Err(ServiceError::new(ErrorKind::NotFound, message));
         };
-        attach::umount(&self.store, &ask.name)?;
+        let away = attach::umount(&self.store, &ask.name);
         remove_own(&self.default_dir(&ask.name));
+        away?;
         Ok(UmountReply { name: ask.name, dir })
     }
 
