@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import threading
-import time
 
 import guest
 from dm import run
@@ -146,15 +145,9 @@ def nothing_of_ours_has_to_live(files):
     check(files)
     ctl("umount", "busy")
     assert_nothing()
-    daemon = subprocess.Popen(
-        [os.path.join(os.path.dirname(guest.PARAMETERS["ctl"]), "blockbtd"), "--root", STORE, "--bootstrap", "none", "--listen", "127.0.0.1:6981"],
-        stdout=subprocess.DEVNULL, stderr=open("/mnt/daemon.log", "w"))
-    words = [guest.PARAMETERS["ctl"], "--root", STORE, "mount", "busy", MNT]
-    end = time.monotonic() + 60
-    while not os.path.exists(f"/run/blockbt/{identity(STORE)}/daemon.sock") and time.monotonic() < end:
-        time.sleep(0.05)
-    run(*words)
-    daemon.send_signal(signal.SIGKILL)
+    daemon = guest.daemon(STORE)
+    run(guest.PARAMETERS["ctl"], "--root", STORE, "mount", "busy", MNT)
+    daemon.kill()
     daemon.wait()
     check(files)
     ctl("umount", "busy")

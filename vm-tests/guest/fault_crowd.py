@@ -185,22 +185,10 @@ def killed():
 
 def daemon():
     """kill -9 of the daemon at any time, with a verb under way."""
-    # The torrent engine wants it.
-    guest.modprobe("ipv6")
-    program, ctl_program = os.path.join(os.path.dirname(guest.PARAMETERS["ctl"]), "blockbtd"), guest.PARAMETERS["ctl"]
-
-    def begin():
-        log = open("/mnt/daemon.log", "w")
-        process = subprocess.Popen([program, "--root", STORE, "--bootstrap", "none", "--listen", "127.0.0.1:6981"], stdout=log, stderr=log)
-        words = [ctl_program, "--root", STORE, "--socket", f"/run/blockbt/{faults.identity()}/daemon.sock", "list"]
-        until = time.monotonic() + 60
-        while subprocess.run(words, capture_output=True).returncode:
-            assert process.poll() is None and time.monotonic() < until, open("/mnt/daemon.log").read()[-2000:]
-            time.sleep(0.05)
-        return process
+    ctl_program = guest.PARAMETERS["ctl"]
 
     def round_of(victim, state):
-        process = begin()
+        process = guest.daemon(STORE)
         for _ in range(4):
             words = victim.next_verb(state)
             within, start = victim.kill_within(words[0]), time.monotonic()
