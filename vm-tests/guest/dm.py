@@ -60,12 +60,14 @@ def create(name, table, read_only):
 
 
 def remove(name):
-    # The kernel lets go of a file system's device a moment after its unmount.
-    try:
-        run("dmsetup", "remove", "--retry", "--noudevrules", "--noudevsync", name)
-    except Failed:
-        users.tell(f"/dev/mapper/{name}")
-        raise
+    # The kernel lets go of a file system's device a moment after its unmount: `--retry` is 5 s of patience.
+    for last in (False, False, True):
+        try:
+            return run("dmsetup", "remove", "--retry", "--noudevrules", "--noudevsync", name)
+        except Failed:
+            users.tell(f"/dev/mapper/{name}")
+            if last:
+                raise
 
 
 def sectors(device):

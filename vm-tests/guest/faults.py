@@ -6,7 +6,6 @@ import hashlib
 import os
 import random
 import subprocess
-import time
 
 import dm
 import guest
@@ -92,10 +91,7 @@ def loops():
 def nothing_left():
     assert devices() == [], devices()
     # The kernel frees a loop behind its last user's back.
-    end = time.monotonic() + 5
-    while loops() and time.monotonic() < end:
-        time.sleep(0.05)
-    assert loops() == {}, loops()
+    dm.until(lambda: not loops(), "our loops are free")
     nodes = [name for name in os.listdir("/dev/mapper") if name.startswith("blockbt-")]
     assert nodes == [], nodes
     mounts = [line.split()[1] for line in open("/proc/mounts") if "blockbt" in line]
@@ -217,10 +213,7 @@ class Beneath:
 
 
 def unmount(directory):
-    end = time.monotonic() + 10
-    while subprocess.run(["umount", directory], capture_output=True).returncode:
-        assert time.monotonic() < end, f"{directory} stays busy"
-        time.sleep(0.05)
+    dm.until(lambda: subprocess.run(["umount", directory], capture_output=True).returncode == 0, f"{directory} is unmounted")
 
 
 def consistent(image):

@@ -23,7 +23,7 @@ class Refused(Exception):
 
 
 def ctl(store, *words, codes=(0,)):
-    done = subprocess.run(command(store, *words), text=True, capture_output=True, timeout=120)
+    done = subprocess.run(command(store, *words), text=True, capture_output=True, timeout=600)
     print(f"{time.monotonic():.2f} {store}: {' '.join(words)}: {done.returncode} {done.stdout}{done.stderr}", end="\n" * (not done.stdout), flush=True)
     if done.returncode not in codes:
         raise Refused(f"blockbt-ctl {' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}")

@@ -1,7 +1,7 @@
 """Guest: records what a store's file system writes while images are used, by dm-log-writes, and checks what power cuts at random points
 would have left, one after the other, in this one boot.
 
-Parameters: seed, mode, shown (modes of the checks), stories of work, only (which ones), cuts, broken: None, "loops" (loop devices of images drop
+Parameters: seed, mode, fs, shown (modes of the checks), stories of work, only (which ones), cuts, broken: None, "loops" (loop devices of images drop
 flushes) or "disk" (the store's file system does), which the checks have to notice. Writes `told.json`: cuts, repaired, wrong."""
 
 import glob
@@ -54,13 +54,13 @@ def record(rng):
             file.truncate(size)
     dm.run("mkfs.ext4", "-q", "-b", "4096", "/mnt/files/disk")
     dm.run("mount", "-o", "loop", "/mnt/files/disk", "/mnt/disk")
-    first = Work(STORE, PARAMETERS["mode"], said.append, rng)
+    first = Work(STORE, PARAMETERS["mode"], said.append, rng, fs=PARAMETERS["fs"])
     first.prepare()
     dm.run("umount", "/mnt/disk")
     dm.run("cp", "--sparse=always", "/mnt/files/disk", "/mnt/files/base")
     recorder = Recorder("/mnt/files/disk", "/mnt/files/log")
     dm.run("mount", "-o", "barrier=0" if PARAMETERS["broken"] == "disk" else "barrier=1", recorder.device, "/mnt/disk")
-    work = Broken(STORE, PARAMETERS["mode"], recorder.mark, rng, first.model)
+    work = Broken(STORE, PARAMETERS["mode"], recorder.mark, rng, first.model, PARAMETERS["fs"])
     work.run(PARAMETERS["stories"])
     dm.run("umount", "/mnt/disk")
     return recorder.stop(), said

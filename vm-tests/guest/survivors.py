@@ -96,7 +96,8 @@ class Survivors:
 
     def look_at_tree(self, name, image, device):
         try:
-            dm.mount(device, self.directory)
+            # Clones have one UUID, and xfs remembers one that it had to shut down.
+            dm.mount(device, self.directory, image.fs, "nouuid" if image.fs == "xfs" else "")
         except dm.Failed as error:
             raise Wrong(f"{name}: {error}") from error
         try:
@@ -105,7 +106,7 @@ class Survivors:
         finally:
             dm.umount(self.directory)
         try:
-            dm.run("e2fsck", "-fn", device)
+            dm.run(*(["xfs_repair", "-n"] if image.fs == "xfs" else ["e2fsck", "-fn"]), device)
         except dm.Failed as error:
             raise Wrong(f"{name}: {error}") from error
 

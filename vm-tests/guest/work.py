@@ -15,7 +15,11 @@ from model import BLOCK
 
 FILES, BLOCKS = 12, 24
 MIB = 1 << 20
-DISK, RAW = 64 * MIB, 16 * MIB
+RAW = 16 * MIB
+# What disks may be resized to, the first size before that; xfs is none below 300 MiB, and does not shrink.
+SIZES = {"ext4": (64 * MIB, 48 * MIB, 96 * MIB), "xfs": (304 * MIB, 320 * MIB, 336 * MIB)}
+# Mode stack takes eight deltas.
+DEEPEST = 6
 # Bounds of a head; none of them is reached.
 HEADS = [[], ["--limit", "100M"], ["--limit", "80M", "--reserve"]]
 
@@ -134,9 +138,9 @@ class TreeWriter(Writer):
 
 
 class Work:
-    def __init__(self, store, mode, mark, rng, known=None):
+    def __init__(self, store, mode, mark, rng, known=None, fs="ext4"):
         """`mark` is called with each mark's text; `known` is what is there already."""
-        self.store, self.mark, self.rng = store, mark, rng
+        self.store, self.mark, self.rng, self.fs = store, mark, rng, fs
         self.mode = ["--mode", mode] if mode else []
         self.model = known or model.Model()
         self.lock, self.names = threading.Lock(), itertools.count(self.model.uids + 1)
@@ -181,11 +185,13 @@ class Work:
         return target
 
     def commit(self, name):
-        self.verb("commit", name, *self.rng.choice(([], [], ["--chunk-size", self.rng.choice(("16K", "64K"))])))
+        (reply,) = self.verb("commit", name, *self.rng.choice(([], [], ["--chunk-size", self.rng.choice(("16K", "64K"))])))
+        if reply["deltas"] > DEEPEST:
+            self.verb("flatten", name)
 
     def prepare(self):
         """What is there before anything is cut."""
-        self.create("base", "ext4", DISK)
+        self.create("base", self.fs, SIZES[self.fs][0])
         self.write("base", 10)
         self.verb("commit", "base")
         self.create("raw", "none", RAW)
@@ -220,8 +226,11 @@ class Work:
             self.commit(name)
             self.verb("flatten", name, *self.rng.choice(([], ["--keep", "1"])))
         elif story == "resize":
-            size = self.rng.choice([size for size in (48 * MIB, DISK, 96 * MIB) if size != self.model.images[name].size])
-            self.verb("resize", name, str(size), said=(size,))
+            now = self.model.images[name].size
+            sizes = [size for size in SIZES[self.fs] if size > now or (size < now and self.fs != "xfs")]
+            if sizes:
+                size = self.rng.choice(sizes)
+                self.verb("resize", name, str(size), said=(size,))
             self.write(name, 3)
             self.commit(name)
         else:

@@ -13,7 +13,7 @@ STOPS = os.path.join(TOP, "src", "attach", "stop.rs")
 def run(window, part):
     seed = harness.seed()
     with boot(window, "attach.py", seed=seed, part=part, stops=STOPS) as vm:
-        vm.finish(900)
+        vm.finish(1200)
     return f"seed {seed}"
 
 
@@ -36,6 +36,12 @@ def killed(window):
     words = ["cargo", "build", "--quiet", "--release", "--locked", "--features", "root-tests", "--bins"]
     subprocess.run(words, cwd=TOP, env=ENV, check=True)
     return run(window, "killed")
+
+
+@test("attach-short", seconds=60, uml=False, stock=True)
+def short(window):
+    """every mode shows the same, a head moves between them, and nothing is left"""
+    return run(window, "short")
 
 
 @test("udev", seconds=60)

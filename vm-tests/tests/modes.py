@@ -9,16 +9,26 @@ from harness import number, seed, test
 from vm import CTL, Failure, boot
 
 
+def in_all_modes(window, deepest, small, scattered):
+    chance = seed()
+    print(f"modes: SEED={chance}", flush=True)
+    deep = deep_chains(window, chance, deepest)
+    with boot(window, "modes.py", "2G", seed=chance, deep=deep, small=small, scattered=scattered) as vm:
+        vm.finish(900)
+    with open(os.path.join(window, "said")) as said:
+        return f"SEED={chance}, {said.read()}"
+
+
 @test("modes", seconds=120)
 def modes(window):
     """random chains look the same in the modes flat, stack and user, and what the kernel wrote is read back in the others and after commit"""
-    chance = seed()
-    print(f"modes: SEED={chance}", flush=True)
-    deep = deep_chains(window, chance, number("DEEPEST", 128))
-    with boot(window, "modes.py", "2G", seed=chance, deep=deep) as vm:
-        vm.finish(600)
-    with open(os.path.join(window, "said")) as said:
-        return f"SEED={chance}, {said.read()}"
+    return in_all_modes(window, number("DEEPEST", 128), (0, 2, 4, 7, 9), True)
+
+
+@test("modes-short", seconds=60, uml=False, stock=True)
+def modes_short(window):
+    """random chains look the same in the modes flat, stack and user, and what the kernel wrote is read back in the others and after commit"""
+    return in_all_modes(window, 12, (1,), False)
 
 
 def deep_chains(window, chance, deepest):

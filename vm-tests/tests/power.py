@@ -24,9 +24,9 @@ def reboot(window):
     for which in ("first", "second", "third"):
         with boot(window, "reboot.py", boot=which) as vm:
             if which == "third":
-                vm.finish(150)
+                vm.finish(300)
             else:
-                vm.wait_for("ready", 150)
+                vm.wait_for("ready", 300)
                 time.sleep(random.uniform(0, 0.3))
                 vm.kill()
                 os.unlink(os.path.join(window, "ready"))
@@ -34,20 +34,20 @@ def reboot(window):
         return f"2 power cuts, {len(file.readlines())} synced files"
 
 
-def replay(window, mode, seed, cuts, stories, broken=None):
+def replay(window, mode, seed, cuts, stories, broken=None, fs="ext4", shown=SHOWN):
     """One boot of the guest's `power_replay.py`; returns what it tells."""
-    with boot(window, "power_replay.py", memory="2G", mode=mode, shown=SHOWN, seed=seed, cuts=cuts, stories=stories, broken=broken) as vm:
-        vm.finish(300 + 30 * cuts)
+    with boot(window, "power_replay.py", memory="2G", mode=mode, fs=fs, shown=shown, seed=seed, cuts=cuts, stories=stories, broken=broken) as vm:
+        vm.finish(600 + 30 * cuts)
     with open(os.path.join(window, "told.json")) as file:
         return json.load(file)
 
 
-def power_cut(window, mode):
-    first, cuts, told = seed(), number("CUTS", 100) // 2, []
+def power_cut(window, mode, cuts, stories=14, **more):
+    first, told = seed(), []
     # A log of one boot serves some cuts well; more of them come from other work.
     boots = -(-cuts // 60)
     for nth in range(boots):
-        told.append(replay(window, mode, first + nth, -(-cuts // boots), 14))
+        told.append(replay(window, mode, first + nth, -(-cuts // boots), stories, **more))
         if told[-1]["wrong"]:
             raise Failure(f"seed {first + nth}: {len(told[-1]['wrong'])} of {told[-1]['cuts']} cuts: {told[-1]['wrong'][0]}", window)
     total = {what: sum(one[what] for one in told) for what in ("cuts", "repaired", "entries")}
@@ -57,13 +57,25 @@ def power_cut(window, mode):
 @test("power-cut-flat", seconds=120)
 def power_cut_flat(window):
     """what was synced through device-mapper is there after any power cut, every delta verifies, and verbs have happened or have not"""
-    return power_cut(window, "flat")
+    return power_cut(window, "flat", number("CUTS", 100) // 2)
 
 
 @test("power-cut-user", seconds=120)
 def power_cut_user(window):
     """what was synced through FUSE is there after any power cut, every delta verifies, and verbs have happened or have not"""
-    return power_cut(window, "user")
+    return power_cut(window, "user", number("CUTS", 100) // 2)
+
+
+@test("power-cut-stack", seconds=30)
+def power_cut_stack(window):
+    """what was synced through a stack of snapshots is there after any power cut, in every mode"""
+    return power_cut(window, "stack", number("CUTS", 100) // 12, 4, shown=("stack", "stack", "flat"))
+
+
+@test("power-cut-xfs", seconds=40)
+def power_cut_xfs(window):
+    """what was synced on an xfs is there after any power cut, and its own repair finds nothing"""
+    return power_cut(window, "flat", number("CUTS", 100) // 12, 4, fs="xfs")
 
 
 @test("power-cut-broken", seconds=60)
@@ -89,7 +101,7 @@ def power_detach(window):
 
 def wait_for_marks(path, count):
     """Until so much was done, or for as long as a slow machine may take."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 30
     while time.monotonic() < end:
         with open(path, "rb") as file:
             if len(file.readlines()) >= count:
@@ -108,10 +120,10 @@ def power_kill(window, mode):
     for nth in range(boots + 1):
         with boot(window, "power_kill.py", mode=mode, shown=SHOWN, seed=first + nth, last=nth == boots) as vm:
             if nth == boots:
-                vm.finish(150)
+                vm.finish(300)
             else:
                 try:
-                    vm.wait_for("ready", 150)
+                    vm.wait_for("ready", 300)
                 except Failure as failure:
                     raise Failure(f"seed {first}, boot {nth}: {failure}", window) from None
                 wait_for_marks(os.path.join(window, "marks"), rng.randint(4, 150))
