@@ -396,6 +396,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 deltas: 2,
                 total_bytes: Bytes(171 << 20),
                 seeding: false,
+                not_seeding_because: None,
             }),
         ),
         (

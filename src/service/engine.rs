@@ -21,6 +21,8 @@ pub struct Engine {
     index: Option<Catalog>,
     /// A daemon's, from its start to its stop.
     swarm: RwLock<Option<Arc<Running>>>,
+    /// Why this host's daemon has none.
+    no_swarm: Option<ServiceError>,
 }
 
 /// A swarm to pull with: the daemon's, or one of the command's own.
@@ -83,15 +85,22 @@ impl Engine {
             Role::Daemon => Some(Catalog::open(&store)?),
             Role::Command => None,
         };
-        let swarm = match role {
-            Role::Daemon => Some(Arc::new(Running::start(&store, settings, role, &[])?)),
-            Role::Command => None,
+        let (swarm, no_swarm) = match role {
+            Role::Daemon => match Running::of_daemon(&store, settings)? {
+                Ok(running) => (Some(Arc::new(running)), None),
+                Err(why) => {
+                    tracing::warn!(%why, "no swarm: nothing is seeded or pulled until this is mended and the daemon started again; all else works");
+                    (None, Some(why))
+                }
+            },
+            Role::Command => (None, None),
         };
         Ok(Engine {
             store,
             settings: settings.clone(),
             index,
             swarm: RwLock::new(swarm),
+            no_swarm,
         })
     }
 
@@ -111,6 +120,11 @@ impl Engine {
         running.as_ref().map(|running| running.swarm.clone())
     }
 
+    /// Why the daemon has no swarm, where it wanted one.
+    pub(super) fn why_no_swarm(&self) -> Option<ServiceError> {
+        Some(self.no_swarm.clone()?.of("the daemon has no swarm"))
+    }
+
     /// A swarm for one verb. Errors: nodes to ask are given to a daemon at its start.
     pub(super) fn session(&self, bootstrap: &[String]) -> Result<Session, ServiceError> {
         let running = self.swarm.read().expect("no thread panics while it holds this lock").clone();
@@ -120,7 +134,10 @@ impl Engine {
                 Err(ServiceError::new(ErrorKind::Usage, message))
             }
             Some(running) => Ok(Session::Shared(running)),
-            None => Ok(Session::Own(Running::start(&self.store, &self.settings, Role::Command, bootstrap)?)),
+            None => match self.why_no_swarm() {
+                Some(why) => Err(why),
+                None => Ok(Session::Own(Running::start(&self.store, &self.settings, bootstrap)?)),
+            },
         }
     }
 

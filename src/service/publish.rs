@@ -46,6 +46,7 @@ impl Engine {
             deltas: manifest.deltas.len() as u64,
             total_bytes,
             seeding: self.seed_image(&record)?,
+            not_seeding_because: self.why_no_swarm().map(|why| why.to_string()),
             name: ask.name,
         })
     }

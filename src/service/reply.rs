@@ -216,6 +216,8 @@ replies! {
         total_bytes: Bytes,
         /// False when no daemon runs: start `blockbtd` to serve it.
         seeding: bool,
+        /// Where one runs, and has no swarm.
+        not_seeding_because: Option<String>,
     }
     PullReply {
         name: ImageName,

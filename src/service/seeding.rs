@@ -30,44 +30,24 @@ struct Item {
 }
 
 impl Running {
-    pub fn start(store: &Store, settings: &Settings, role: Role, more: &[String]) -> Result<Running, ServiceError> {
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .thread_name("swarm")
-            .build();
-        let runtime = runtime.map_err(|error| ServiceError::new(ErrorKind::Failed, "starting the swarm").because(Some(&error)))?;
-        let mut bootstrap = match &settings.bootstrap {
-            Bootstrap::Public => public_bootstrap(),
-            Bootstrap::Nodes(nodes) => nodes.clone(),
-        };
-        bootstrap.extend_from_slice(more);
-        // A command lives beside a daemon of another store, perhaps: it takes free ports.
-        let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-        let (listen, dht) = match role {
-            Role::Daemon => (settings.listen, settings.dht_listen),
-            Role::Command => (any, settings.dht_listen.map(|_| any)),
-        };
-        let dht_listen = match dht {
-            None => None,
-            Some(SocketAddr::V4(address)) => Some(address),
-            Some(SocketAddr::V6(address)) => {
-                return Err(ServiceError::new(
-                    ErrorKind::Usage,
-                    format!("DHT address {address}: want IPv4, the DHT speaks no other"),
-                ));
-            }
-        };
-        let config = SwarmConfig {
-            listen,
-            announce_port: 0,
-            dht_listen,
-            bootstrap,
-            work_dir: store.incoming_dir().join("small"),
-            patience: None,
-        };
+    /// A command's own.
+    pub fn start(store: &Store, settings: &Settings, more: &[String]) -> Result<Running, ServiceError> {
+        let (runtime, config) = prepared(store, settings, Role::Command, more)?;
         let swarm = Swarm::start(config, runtime.handle())?;
         Ok(Running { swarm, runtime })
+    }
+
+    /// A daemon's. The inner error is why there is none on this host, which leaves all else to a daemon.
+    pub fn of_daemon(store: &Store, settings: &Settings) -> Result<Result<Running, ServiceError>, ServiceError> {
+        let (runtime, config) = prepared(store, settings, Role::Daemon, &[])?;
+        match Swarm::start(config, runtime.handle()) {
+            Ok(swarm) => Ok(Ok(Running { swarm, runtime })),
+            Err(error) if error.is_of_host() => {
+                runtime.shutdown_background();
+                Ok(Err(error.into()))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Ends with the process that it served: there is nothing to say good-bye for.
@@ -79,6 +59,45 @@ impl Running {
         self.swarm.stop();
         self.runtime.shutdown_background();
     }
+}
+
+fn prepared(store: &Store, settings: &Settings, role: Role, more: &[String]) -> Result<(Runtime, SwarmConfig), ServiceError> {
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .thread_name("swarm")
+        .build();
+    let runtime = runtime.map_err(|error| ServiceError::new(ErrorKind::Failed, "starting the swarm").because(Some(&error)))?;
+    let mut bootstrap = match &settings.bootstrap {
+        Bootstrap::Public => public_bootstrap(),
+        Bootstrap::Nodes(nodes) => nodes.clone(),
+    };
+    bootstrap.extend_from_slice(more);
+    // A command lives beside a daemon of another store, perhaps: it takes free ports.
+    let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+    let (listen, dht) = match role {
+        Role::Daemon => (settings.listen, settings.dht_listen),
+        Role::Command => (any, settings.dht_listen.map(|_| any)),
+    };
+    let dht_listen = match dht {
+        None => None,
+        Some(SocketAddr::V4(address)) => Some(address),
+        Some(SocketAddr::V6(address)) => {
+            return Err(ServiceError::new(
+                ErrorKind::Usage,
+                format!("DHT address {address}: want IPv4, the DHT speaks no other"),
+            ));
+        }
+    };
+    let config = SwarmConfig {
+        listen,
+        announce_port: 0,
+        dht_listen,
+        bootstrap,
+        work_dir: store.incoming_dir().join("small"),
+        patience: None,
+    };
+    Ok((runtime, config))
 }
 
 impl Engine {
@@ -168,6 +187,7 @@ impl Engine {
     }
 
     pub(super) fn peers(&self) -> Result<PeersReply, ServiceError> {
+        self.why_no_swarm().map_or(Ok(()), Err)?;
         let torrents = self.swarm().map(|swarm| swarm.peers()).unwrap_or_default();
         Ok(PeersReply {
             objects: torrents.into_iter().map(|torrent| self.peers_object(torrent)).collect(),

@@ -12,7 +12,7 @@ use librqbit::{AddTorrent, AddTorrentOptions, AddTorrentResponse, Api, Connectio
 use librqbit::{ManagedTorrent, PeerConnectionOptions, Session, SessionOptions, TorrentStatsState};
 use librqbit_core::hash_id::Id20;
 use std::io::SeekFrom;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -34,6 +34,13 @@ pub enum EngineError {
     #[error("the torrent engine did not start on {listen}")]
     Start {
         listen: SocketAddr,
+        #[source]
+        cause: Cause,
+    },
+    /// What has nothing to do with where it is to listen.
+    #[error("the torrent engine needs {what}, which this host has not")]
+    Lacks {
+        what: &'static str,
         #[source]
         cause: Cause,
     },
@@ -110,10 +117,23 @@ impl Engine {
             client_name_and_version: Some(format!("blockbt {}", env!("CARGO_PKG_VERSION"))),
             ..Default::default()
         };
-        let session = Session::new_with_opts(dir, options).await.map_err(|cause| EngineError::Start {
-            listen,
-            cause: cause.into(),
-        })?;
+        // It binds such a socket for UDP trackers, which it is never given, whatever `ipv4_only` says.
+        if let Err(cause) = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)) {
+            let (what, cause) = ("IPv6 in the kernel", cause.into());
+            return Err(EngineError::Lacks { what, cause });
+        }
+        let session = Session::new_with_opts(dir, options)
+            .await
+            .map_err(|cause| match lacks_certificates(&cause) {
+                true => EngineError::Lacks {
+                    what: "root certificates (Debian has them in the package ca-certificates)",
+                    cause: cause.into(),
+                },
+                false => EngineError::Start {
+                    listen,
+                    cause: cause.into(),
+                },
+            })?;
         let api = Api::new(session.clone(), None);
         Ok(Engine {
             session,
@@ -198,6 +218,11 @@ impl Engine {
         // It pauses and cancels all at once, and then sleeps for a whole second.
         let _ = tokio::time::timeout(GRACE, self.session.stop()).await;
     }
+}
+
+/// Its HTTP client, which speaks to our own bridge only and without TLS, does not begin without them.
+fn lacks_certificates(cause: &(impl AsRef<dyn std::error::Error> + std::fmt::Debug)) -> bool {
+    format!("{cause:?}").contains("CA certificates")
 }
 
 fn id(info_hash: InfoHash) -> TorrentIdOrHash {

@@ -67,6 +67,13 @@ pub enum SwarmError {
     Stopped,
 }
 
+impl SwarmError {
+    /// Whether the host lacks what a swarm needs, however it is set up: what does not need the swarm goes on without.
+    pub fn is_of_host(&self) -> bool {
+        matches!(self, SwarmError::Engine(EngineError::Lacks { .. }) | SwarmError::Bridge(_))
+    }
+}
+
 /// What a fetch is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {

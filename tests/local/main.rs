@@ -4,6 +4,7 @@
 mod flatten;
 mod full_disk;
 mod kill;
+mod lacking;
 mod limits;
 mod promises;
 mod refusals;

@@ -142,7 +142,11 @@ impl Rig {
     }
 
     pub fn start_daemon(&mut self, stop_at: Option<&str>) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_blockbtd"));
+        self.start_daemon_by(Command::new(env!("CARGO_BIN_EXE_blockbtd")), stop_at);
+    }
+
+    /// As [`Rig::start_daemon`], by a command that becomes `blockbtd` with the arguments behind its own.
+    pub fn start_daemon_by(&mut self, mut command: Command, stop_at: Option<&str>) {
         command.arg("--root").arg(&self.root);
         command.args(["--listen", "127.0.0.1:0", "--no-dht"]);
         self.clean(&mut command);

@@ -104,8 +104,10 @@ pub fn human(reply: &Reply) -> String {
         }
         Reply::Publish(r) => {
             line(&mut out, r.link.clone());
-            if !r.seeding {
-                line(&mut out, "nobody serves it yet: start blockbtd".into());
+            match &r.not_seeding_because {
+                Some(why) => line(&mut out, format!("nobody serves it yet: {why}")),
+                None if !r.seeding => line(&mut out, "nobody serves it yet: start blockbtd".into()),
+                None => {}
             }
         }
         Reply::Pull(r) => {
