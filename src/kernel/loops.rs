@@ -15,6 +15,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 const SYS_BLOCK: &str = "/sys/block";
+const CONTROL: &str = "/dev/loop-control";
 /// How long we race others for a free device. Somebody wins every race, so that only a crowd makes us wait at all.
 const RACE_PATIENCE: Duration = Duration::from_secs(20);
 /// Races that are lost before we ask for a device that the kernel has not made yet: a free one that somebody has claimed, as a table over it
@@ -75,6 +76,33 @@ pub fn attach(wanted: &Attach) -> Result<LoopDevice, KernelError> {
 
 /// As [`attach`], over a file that the caller has open, in the mode that is wanted; its path is only for errors.
 pub fn attach_open(file: &File, wanted: &Attach) -> Result<LoopDevice, KernelError> {
+    let (made, device) = configured(file, wanted)?;
+    match sys::loops::status(&device) {
+        Ok(status) => Ok(described(made.number, wanted.file.into(), status)),
+        Err(error) => {
+            // Nobody would know of it.
+            if let Err(left) = sys::loops::clear(&device) {
+                tracing::warn!(number = made.number, error = %left, "a loop device that does not answer stays");
+            }
+            Err(KernelError::new("read back", node(made.number), error))
+        }
+    }
+}
+
+/// A loop device that was just made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Made {
+    pub number: u32,
+    /// What a table names it by.
+    pub device: DevNo,
+}
+
+/// As [`attach_open`], without asking the kernel what became of it: four calls where nobody else makes one.
+pub fn make(file: &File, wanted: &Attach) -> Result<Made, KernelError> {
+    configured(file, wanted).map(|(made, _)| made)
+}
+
+fn configured(file: &File, wanted: &Attach) -> Result<(Made, File), KernelError> {
     let control = control()?;
     let mut config = sys::loops::Config {
         name: wanted.name,
@@ -82,19 +110,23 @@ pub fn attach_open(file: &File, wanted: &Attach) -> Result<LoopDevice, KernelErr
         read_only: wanted.read_only,
         direct_io: wanted.direct_io,
     };
-    let (start, mut pause, mut lost) = (Instant::now(), Duration::from_micros(50), 0);
-    while start.elapsed() < RACE_PATIENCE {
+    let (mut until, mut pause, mut lost) = (None, Duration::from_micros(50), 0);
+    loop {
         let (number, device) = match lost {
             0..RACES => next_free(control)?,
             _ => one_more(control)?,
         };
+        let made = Made {
+            number,
+            device: device.metadata().and_then(|data| block_number(&data)).map_err(looked(number))?,
+        };
         match sys::loops::configure(&device, file, &config).map_err(|e| (e.raw_os_error(), e)) {
-            Ok(()) => {
-                let status = sys::loops::status(&device).map_err(|e| KernelError::new("read back", node(number), e))?;
-                return Ok(described(number, wanted.file.into(), status));
-            }
+            Ok(()) => return Ok((made, device)),
             // Somebody else was faster.
-            Err((Some(libc::EBUSY | libc::ENXIO), _)) => {
+            Err((Some(libc::EBUSY | libc::ENXIO), error)) => {
+                if Instant::now() > *until.get_or_insert_with(|| Instant::now() + RACE_PATIENCE) {
+                    return Err(KernelError::new("find a free loop device by", CONTROL, error));
+                }
                 lost += 1;
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(5));
@@ -104,57 +136,42 @@ pub fn attach_open(file: &File, wanted: &Attach) -> Result<LoopDevice, KernelErr
             Err((_, error)) => return Err(KernelError::new("configure", node(number), error)),
         }
     }
-    Err(KernelError::new(
-        "find a free loop device by",
-        "/dev/loop-control",
-        io::Error::from(io::ErrorKind::ResourceBusy),
-    ))
 }
 
 /// Opened once by this process.
-fn control() -> Result<&'static loopdev::LoopControl, KernelError> {
-    static OPENED: OnceLock<loopdev::LoopControl> = OnceLock::new();
+fn control() -> Result<&'static File, KernelError> {
+    static OPENED: OnceLock<File> = OnceLock::new();
     if let Some(control) = OPENED.get() {
         return Ok(control);
     }
-    let control = loopdev::LoopControl::open().map_err(|e| KernelError::new("open", "/dev/loop-control", e))?;
+    let control = open_file(Path::new(CONTROL), false).map_err(|e| KernelError::new("open", CONTROL, e))?;
     Ok(OPENED.get_or_init(|| control))
 }
 
-/// A free device, opened; makes its node where no udev did.
-fn next_free(control: &loopdev::LoopControl) -> Result<(u32, File), KernelError> {
-    let failed = |e| KernelError::new("find a free loop device by", "/dev/loop-control", e);
-    let device = match control.next_free() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            make_nodes().map_err(|e| KernelError::new("make nodes for", SYS_BLOCK, e))?;
-            control.next_free()
-        }
-        other => other,
-    };
-    let device = device.map_err(failed)?;
-    let number = device.minor().map_err(failed)?;
-    // A handle of our own kind: the crate's has no borrowed file descriptor.
-    let path = node(number);
-    drop(device);
-    open_file(&path, false)
-        .map(|file| (number, file))
-        .map_err(|e| KernelError::new("open", path, e))
+/// A free device, opened.
+fn next_free(control: &File) -> Result<(u32, File), KernelError> {
+    let number = sys::loops::next_free(control).map_err(|e| KernelError::new("find a free loop device by", CONTROL, e))?;
+    open_device(number).map(|device| (number, device))
 }
 
 /// A device with a number that none had, opened. Another one may be faster here, too, or with the number.
-fn one_more(control: &loopdev::LoopControl) -> Result<(u32, File), KernelError> {
-    let failed = |e| KernelError::new("add a loop device by", "/dev/loop-control", e);
+fn one_more(control: &File) -> Result<(u32, File), KernelError> {
+    let failed = |e| KernelError::new("add a loop device by", CONTROL, e);
     let number = numbers().map_err(failed)?.last().map_or(0, |last| last + 1);
-    match control.add(number) {
-        Ok(_) => {}
-        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => make_nodes().map_err(failed)?,
-        Err(error) => return Err(failed(error)),
+    match sys::loops::add(control, number) {
+        Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(failed(error)),
+        _ => open_device(number).map(|device| (number, device)),
     }
+}
+
+/// Makes its node where no udev did.
+fn open_device(number: u32) -> Result<File, KernelError> {
     let path = node(number);
-    open_file(&path, false)
-        .map(|file| (number, file))
-        .map_err(|e| KernelError::new("open", path, e))
+    let opened = match open_file(&path, false) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make_nodes().and_then(|()| open_file(&path, false)),
+        other => other,
+    };
+    opened.map_err(|e| KernelError::new("open", path, e))
 }
 
 /// `/dev/loopN` for each device that the kernel has and `/dev` has not.
@@ -264,15 +281,23 @@ pub fn find(wanted: impl Fn(&str) -> bool) -> Result<Vec<LoopDevice>, KernelErro
 
 /// The number that a table names the device by. It is not always 7:N: a driver that was told to leave room for partitions counts otherwise.
 pub fn dev_no(number: u32) -> Result<DevNo, KernelError> {
-    let failed = |e| KernelError::new("look at", node(number), e);
-    let data = fs::metadata(node(number)).map_err(failed)?;
-    let part = |n: u64| u32::try_from(n).map_err(|_| failed(io::ErrorKind::InvalidData.into()));
+    fs::metadata(node(number))
+        .and_then(|data| block_number(&data))
+        .map_err(looked(number))
+}
+
+fn looked(number: u32) -> impl FnOnce(io::Error) -> KernelError {
+    move |error| KernelError::new("look at", node(number), error)
+}
+
+fn block_number(data: &fs::Metadata) -> io::Result<DevNo> {
+    let part = |n: u64| u32::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidData));
     match part(major(data.rdev()))? {
         LOOP_MAJOR if data.file_type().is_block_device() => Ok(DevNo {
             major: LOOP_MAJOR,
             minor: part(minor(data.rdev()))?,
         }),
-        _ => Err(failed(io::ErrorKind::InvalidData.into())),
+        _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 
@@ -302,40 +327,58 @@ pub fn flush(number: u32) -> Result<(), KernelError> {
 /// `patience`; it then goes away with its last user.
 pub fn detach(number: u32, name: &str, patience: Duration) -> Result<(), KernelError> {
     // O_EXCL on a block device: nobody has it mounted or claimed, and nobody can until we close it.
-    open_and_free(number, name, libc::O_EXCL, patience)
+    detach_by(number, name, libc::O_EXCL, patience)
 }
 
 /// As [`detach`], for a device whose file has died: one that is still claimed goes away with its last user.
 pub fn detach_dead(number: u32, name: &str, patience: Duration) -> Result<(), KernelError> {
-    open_and_free(number, name, 0, patience)
+    detach_by(number, name, 0, patience)
 }
 
-fn open_and_free(number: u32, name: &str, flags: i32, patience: Duration) -> Result<(), KernelError> {
-    let path = node(number);
-    let Some(before) = backing(number) else { return Ok(()) };
-    let device = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(&path)
-        .map_err(|e| KernelError::new("open", &path, e))?;
-    // As long as we have it open nobody can give the number to another file; before that, somebody could.
-    match sys::loops::status(&device) {
-        Ok(status) if status.name != name => Ok(()),
-        _ => free(device, number, &before, patience),
+/// Frees the device if nobody has it in use and `ours` says so of its name; returns the name of one that was freed.
+pub fn detach_unused(number: u32, ours: impl Fn(&str) -> bool, patience: Duration) -> Result<Option<String>, KernelError> {
+    match open_and_free(number, |name| name.is_some_and(&ours), libc::O_EXCL, patience) {
+        Err(error) if error.is_busy() => Ok(None),
+        other => other,
     }
 }
 
-fn free(device: File, number: u32, before: &Path, patience: Duration) -> Result<(), KernelError> {
+fn detach_by(number: u32, name: &str, flags: i32, patience: Duration) -> Result<(), KernelError> {
+    open_and_free(number, |found| found.is_none_or(|found| found == name), flags, patience).map(drop)
+}
+
+/// `ours` gets no name where the file beneath no longer answers.
+fn open_and_free(number: u32, ours: impl Fn(Option<&str>) -> bool, flags: i32, patience: Duration) -> Result<Option<String>, KernelError> {
+    let path = node(number);
+    let device = match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENXIO | libc::ENODEV)) => return Ok(None),
+        other => other.map_err(|e| KernelError::new("open", path, e))?,
+    };
+    // As long as we have it open nobody can give the number to another file.
+    let name = match sys::loops::status(&device) {
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
+        answer => answer.ok().map(|status| status.name),
+    };
+    if !ours(name.as_deref()) {
+        return Ok(None);
+    }
+    free(device, number, patience).map(|()| name)
+}
+
+fn free(device: File, number: u32, patience: Duration) -> Result<(), KernelError> {
+    let is_free = |device: &File| sys::loops::status(device).is_err_and(|error| error.raw_os_error() == Some(libc::ENXIO));
     match sys::loops::clear(&device) {
+        Ok(()) if is_free(&device) => return Ok(()),
         Ok(()) => {}
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(()),
         Err(error) => return Err(KernelError::new("free", node(number), error)),
     }
     // The last close frees it, and ours may be the last.
+    let before = backing(number);
     drop(device);
     let start = Instant::now();
     let mut pause = Duration::from_micros(200);
-    while backing(number).is_some_and(|now| now == before) {
+    while before.is_some() && backing(number) == before {
         if start.elapsed() > patience {
             return Err(KernelError::new(
                 "wait for the last user of",

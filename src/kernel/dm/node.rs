@@ -1,7 +1,7 @@
 //! Nodes below `/dev/mapper`: udev's links where it runs, ours where it does not.
 //!
-//! Refuses to know devices but by name and number. Invariant: a node that we make is renamed into place, so that nobody opens a number that
-//! was somebody else's.
+//! Refuses to know devices but by name and number. Invariant: a node that we make takes the place of another one in one step, so that
+//! nobody opens a number that was somebody else's.
 
 use super::DevNo;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -27,24 +27,36 @@ pub(super) fn path(name: &str) -> PathBuf {
 
 /// Makes a node, or waits for udev's. One that is there already and is the device stays.
 pub(super) fn make(name: &str, device: DevNo) -> io::Result<PathBuf> {
-    let (path, start) = (path(name), Instant::now());
-    loop {
-        if shows(&path, device) {
-            return Ok(path);
+    let path = path(name);
+    if udev_runs() && udev_makes(&path, device) {
+        return Ok(path);
+    }
+    let number = makedev(device.major.into(), device.minor.into());
+    let make = |path: &Path| mknod(path, SFlag::S_IFBLK, Mode::S_IRUSR | Mode::S_IWUSR, number).map_err(io::Error::from);
+    match make(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(DIR).and_then(|()| make(&path))?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !shows(&path, device) => {
+            let fresh = Path::new(DIR).join(format!(".{name}.{}", std::process::id()));
+            let _ = fs::remove_file(&fresh);
+            make(&fresh)?;
+            fs::rename(&fresh, &path).inspect_err(|_| drop(fs::remove_file(&fresh)))?;
         }
-        if !udev_runs() || start.elapsed() > UDEV_PATIENCE {
-            break;
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    Ok(path)
+}
+
+/// Whether it does so in time.
+fn udev_makes(path: &Path, device: DevNo) -> bool {
+    let start = Instant::now();
+    while !shows(path, device) {
+        if start.elapsed() > UDEV_PATIENCE {
+            return false;
         }
         std::thread::sleep(PAUSE);
     }
-    fs::create_dir_all(DIR)?;
-    let fresh = Path::new(DIR).join(format!(".{name}.{}", std::process::id()));
-    let _ = fs::remove_file(&fresh);
-    let number = makedev(device.major.into(), device.minor.into());
-    mknod(&fresh, SFlag::S_IFBLK, Mode::S_IRUSR | Mode::S_IWUSR, number)?;
-    fs::rename(&fresh, &path)
-        .inspect_err(|_| drop(fs::remove_file(&fresh)))
-        .map(|()| path)
+    true
 }
 
 /// Removes a node of ours; a link is udev's.
