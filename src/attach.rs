@@ -40,12 +40,11 @@ pub use tables::{DeviceTable, tables};
 
 use crate::ids::{ImageId, ImageName};
 use crate::kernel::dm::{Dm, Support};
-use crate::kernel::{loops, mounts};
 use crate::store::{HeadBounds, ImageLock, ImageRecord, Store, StoreError};
 use mode::Choice;
-use place::{Place, RootIdentity, RunLock};
+use place::{Place, RootIdentity, RunLock, State};
 use run::Target;
-use seen::{MappedSeen, Mounts, Seen, device_mapper};
+use seen::{Around, MappedSeen, Seen, device_mapper};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -74,8 +73,19 @@ pub struct Attached {
     pub device: PathBuf,
     pub read_only: bool,
     pub mode: Mode,
+    /// What `image.json` says since a head was made for this.
+    pub new_head: Option<ImageRecord>,
     /// Of a temporary one.
     _owner: Option<File>,
+}
+
+/// What was attached before it was taken away.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Gone {
+    /// `None` if it was half made, or half gone.
+    pub device: Option<PathBuf>,
+    /// Where it was mounted last, or was to be.
+    pub dir: Option<PathBuf>,
 }
 
 /// Makes a block device of an image; gives it a head if it has none and is to be written to.
@@ -108,48 +118,66 @@ pub fn mount(store: &Store, name: &ImageName, dir: &Path, options: &AttachOption
 /// Takes the device away; all that was written is in the head, durably, when this returns.
 ///
 /// Errors: [`AttachError::Lost`] where it is not, and the device is gone; [`AttachError::InUse`] while it is mounted, or used otherwise; [`AttachError::NotAttached`].
-pub fn detach(store: &Store, name: &ImageName) -> Result<(), AttachError> {
-    away(store, name, None, false)
+pub fn detach(store: &Store, name: &ImageName) -> Result<Gone, AttachError> {
+    away(store, name, None, Kind::Detach)
 }
 
 /// Unmounts all that is mounted of the image's device, and detaches it.
 ///
-/// Errors: as [`detach`]; what is busy stays mounted.
-pub fn umount(store: &Store, name: &ImageName) -> Result<(), AttachError> {
-    away(store, name, None, true)
+/// Errors: as [`detach`], and [`AttachError::NotMounted`] for one that is attached for something else; what is busy stays mounted.
+pub fn umount(store: &Store, name: &ImageName) -> Result<Gone, AttachError> {
+    away(store, name, None, Kind::Umount)
 }
 
 impl Attached {
     /// Takes a temporary device away: as [`detach`], which others cannot.
     pub fn detach(self, store: &Store, name: &ImageName) -> Result<(), AttachError> {
-        away(store, name, Some(&self), false)
+        away(store, name, Some(&self), Kind::Detach).map(drop)
     }
 
     /// As [`umount`], which others cannot.
     pub fn umount(self, store: &Store, name: &ImageName) -> Result<(), AttachError> {
-        away(store, name, Some(&self), true)
+        away(store, name, Some(&self), Kind::Umount).map(drop)
     }
 }
 
-fn away(store: &Store, name: &ImageName, own: Option<&Attached>, with_mounts: bool) -> Result<(), AttachError> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Detach,
+    Umount,
+}
+
+fn away(store: &Store, name: &ImageName, own: Option<&Attached>, kind: Kind) -> Result<Gone, AttachError> {
     let place = Place::of(store, ImageId::of(name));
     let _run_lock = place.lock(name)?;
-    check_owner(store, &place)?;
-    let there = There::look(&place)?;
+    let there = There::look(store, &place)?;
     if there.is_nothing() {
         return Err(AttachError::NotAttached { name: name.clone() });
     }
     if own.is_none() && place.is_owned() {
         return Err(AttachError::Owned { name: name.clone() });
     }
-    if let Some(device) = there.attached().filter(|device| !with_mounts && !device.mounts.is_empty()) {
+    let device = there.attached();
+    if let Some(device) = device.as_ref().filter(|device| kind == Kind::Detach && !device.mounts.is_empty()) {
         return Err(AttachError::in_use(name, &device.path, &device.mounts));
     }
-    there.take_away(name, &place)
+    let dir = there.mounted_at();
+    if kind == Kind::Umount && own.is_none() && dir.is_none() {
+        return Err(AttachError::NotMounted { name: name.clone() });
+    }
+    there.take_away(name, &place)?;
+    Ok(Gone {
+        device: device.map(|device| device.path),
+        dir,
+    })
 }
 
-/// What the kernel has of an image, in whichever mode.
+/// What the kernel has of an image, in whichever mode, and what is remembered of it.
 struct There {
+    state: Option<State>,
+    is_marked: bool,
+    /// User mode has a directory of it.
+    has_place: bool,
     user: Seen,
     dm: Option<Dm>,
     mapped: MappedSeen,
@@ -164,21 +192,39 @@ struct Device {
 }
 
 impl There {
-    fn look(place: &Place) -> Result<There, AttachError> {
-        let user = match place.dir().exists() {
-            true => Seen::asked(place, &loops::list()?, &mounts::list()?),
+    /// Asked once by each verb, under the image's run lock.
+    fn look(store: &Store, place: &Place) -> Result<There, AttachError> {
+        let state = check_owner(store, place)?;
+        let (is_marked, has_place) = (place.is_marked(), place.dir().exists());
+        let around = Around::default();
+        let user = match has_place {
+            true => Seen::asked(place, around.loops()?, around.mounts()?),
             false => Seen::default(),
         };
         let dm = device_mapper()?;
         let mapped = match &dm {
-            Some(dm) => MappedSeen::look(dm, place.store, place.image, place.is_marked(), &Mounts::default())?,
+            Some(dm) => MappedSeen::look(dm, place.store, place.image, is_marked, &around)?,
             None => MappedSeen::of(place.image),
         };
-        Ok(There { user, dm, mapped })
+        Ok(There {
+            state,
+            is_marked,
+            has_place,
+            user,
+            dm,
+            mapped,
+        })
     }
 
     fn is_nothing(&self) -> bool {
         self.user.is_nothing() && self.mapped.is_nothing()
+    }
+
+    /// Also of a device that is dead. One that was made for a mount, and is not mounted, is what a killed mount or umount left.
+    fn mounted_at(&self) -> Option<PathBuf> {
+        let user = self.user.loops.iter().flat_map(|device| &device.mounts);
+        let made_for = self.state.as_ref().and_then(|state| state.mount.as_ref());
+        self.mapped.mounts.iter().chain(user).last().or(made_for).cloned()
     }
 
     fn attached(&self) -> Option<Device> {
@@ -200,10 +246,10 @@ impl There {
     }
 
     fn take_away(&self, name: &dyn std::fmt::Display, place: &Place) -> Result<(), AttachError> {
-        if let Some(dm) = self.dm.as_ref().filter(|_| !self.mapped.is_nothing() || place.is_marked()) {
-            mapped::take_away(name, place, dm, &self.mapped, place.is_marked())?;
+        if let Some(dm) = self.dm.as_ref().filter(|_| !self.mapped.is_nothing() || self.is_marked) {
+            mapped::take_away(name, place, dm, &self.mapped, self.is_marked)?;
         }
-        if !self.user.is_nothing() || place.dir().exists() {
+        if self.has_place {
             take_away(name, place, &self.user)?;
         }
         Ok(())
@@ -218,27 +264,19 @@ fn attach_in(
     options: &AttachOptions,
     mount: Option<&Path>,
 ) -> Result<Attached, AttachError> {
-    check_owner(store, place)?;
-    let record = store.image(name)?;
-    refuse_bounds(&record, options)?;
-    let file_system = record.file_system.clone();
-    if mount.is_some() && !matches!(file_system.as_str(), "ext4" | "xfs") {
-        return Err(AttachError::NoFileSystem {
-            name: name.clone(),
-            found: file_system,
-        });
-    }
-    if let Some(device) = clear(name, place)? {
+    if let Some(device) = clear(store, name, place)? {
         // Its disk may be a draft of the image's.
         if place.is_owned() {
             return Err(AttachError::Owned { name: name.clone() });
         }
+        let record = store.image(name)?;
+        refuse(&record, options, mount)?;
         let already = || AttachError::AlreadyAttached {
             name: name.clone(),
             device: device.path.clone(),
         };
         let dir = mount.filter(|_| !options.temporary).ok_or_else(already)?;
-        return mount_attached(name, &device, options, dir, &file_system).unwrap_or_else(|| Err(already()));
+        return mount_attached(name, &device, options, dir, &record.file_system).unwrap_or_else(|| Err(already()));
     }
     let choice = mode::choose(options.mode, || match Dm::probe() {
         Support::Yes => Ok(()),
@@ -282,6 +320,7 @@ fn mount_attached(
         device: device.path.clone(),
         read_only,
         mode: device.mode,
+        new_head: None,
         _owner: None,
     }))
 }
@@ -297,16 +336,8 @@ fn attach_user(
     let program = options.program.clone().unwrap_or_else(Program::installed);
     let read_only = options.read_only;
     let lock = lock_image(store, name)?;
-    // Under the lock it cannot change any more.
-    let mut record = store.image(name)?;
-    refuse_bounds(&record, options)?;
-    record.next_head = options.bounds.over(record.next_head);
-    if !record.frozen.is_empty() {
-        return Err(AttachError::Frozen {
-            name: name.clone(),
-            count: record.frozen.len(),
-        });
-    }
+    let record = fresh_record(store, name, options, mount)?;
+    let had_head = record.head.is_some();
     let wanted = plan::Wanted {
         read_only,
         has_head: record.head.is_some(),
@@ -322,30 +353,46 @@ fn attach_user(
     };
     let steps = plan::attach(&wanted);
     let (dir, mode) = (store.image_dir(place.image), choice.mode);
-    let device = go(
-        &steps,
-        place,
-        &mut Target {
-            store,
-            record,
-            dir,
-            lock: &lock,
-            program,
-            choice,
-        },
-    )?;
+    let mut target = Target {
+        store,
+        record,
+        dir,
+        lock: &lock,
+        program,
+        choice,
+    };
+    let device = go(&steps, place, &mut target)?;
     Ok(Attached {
         device,
         read_only,
         mode,
+        new_head: (target.record.head.is_some() && !had_head).then_some(target.record),
         _owner: owner,
     })
 }
 
-fn refuse_bounds(record: &ImageRecord, options: &AttachOptions) -> Result<(), AttachError> {
-    match options.bounds != HeadBounds::default() && record.head.is_some() {
-        true => Err(AttachError::HasHead { name: record.name.clone() }),
-        false => Ok(()),
+/// The record of an image that is to be attached now; under its lock, so that it cannot change any more.
+fn fresh_record(store: &Store, name: &ImageName, options: &AttachOptions, mount: Option<&Path>) -> Result<ImageRecord, AttachError> {
+    let mut record = store.image(name)?;
+    refuse(&record, options, mount)?;
+    record.next_head = options.bounds.over(record.next_head);
+    match record.frozen.len() {
+        0 => Ok(record),
+        count => Err(AttachError::Frozen { name: record.name, count }),
+    }
+}
+
+/// What is wanted of an image, and cannot be.
+fn refuse(record: &ImageRecord, options: &AttachOptions, mount: Option<&Path>) -> Result<(), AttachError> {
+    if options.bounds != HeadBounds::default() && record.head.is_some() {
+        return Err(AttachError::HasHead { name: record.name.clone() });
+    }
+    match mount.is_none() || matches!(record.file_system.as_str(), "ext4" | "xfs") {
+        true => Ok(()),
+        false => Err(AttachError::NoFileSystem {
+            name: record.name.clone(),
+            found: record.file_system.clone(),
+        }),
     }
 }
 
@@ -354,7 +401,8 @@ fn refuse_bounds(record: &ImageRecord, options: &AttachOptions) -> Result<(), At
 fn lock_image(store: &Store, name: &ImageName) -> Result<ImageLock, StoreError> {
     let start = Instant::now();
     loop {
-        match store.lock_image(name) {
+        // Who has the run lock, and looked, need not be told that the kernel has it.
+        match store.lock_image_unasked(name) {
             Err(StoreError::InUse { .. }) if start.elapsed() < LOCK_PATIENCE => std::thread::sleep(Duration::from_millis(2)),
             other => return other,
         }
@@ -370,8 +418,11 @@ fn go(steps: &[Step], place: &Place, target: &mut Target) -> Result<PathBuf, Att
 }
 
 /// Leaves nothing of the image in the kernel, unless it is attached.
-fn clear(name: &ImageName, place: &Place) -> Result<Option<Device>, AttachError> {
-    let there = There::look(place)?;
+fn clear(store: &Store, name: &ImageName, place: &Place) -> Result<Option<Device>, AttachError> {
+    let there = There::look(store, place)?;
+    if there.is_nothing() && !there.is_marked {
+        return Ok(None);
+    }
     let is_orphan = place.is_orphan() || (place.is_temporary() && !place.has_owner());
     match there.attached() {
         Some(device) if !is_orphan => {
@@ -380,13 +431,8 @@ fn clear(name: &ImageName, place: &Place) -> Result<Option<Device>, AttachError>
             }
             Ok(Some(device))
         }
-        None if there.is_nothing() && !place.is_marked() => Ok(None),
         _ => there.take_away(name, place).map(|()| None),
     }
-}
-
-fn look(place: &Place) -> Result<Seen, AttachError> {
-    Ok(Seen::of(place, &loops::list()?, &mounts::list()?))
 }
 
 fn take_away(name: &dyn std::fmt::Display, place: &Place, seen: &Seen) -> Result<(), AttachError> {
@@ -412,18 +458,19 @@ fn take_away(name: &dyn std::fmt::Display, place: &Place, seen: &Seen) -> Result
 }
 
 /// A store that was copied has the id of the original, and so the same places; whose the things there are, `state.json` says.
-fn check_owner(store: &Store, place: &Place) -> Result<(), AttachError> {
+fn check_owner(store: &Store, place: &Place) -> Result<Option<State>, AttachError> {
+    let Some(state) = place.read_state() else { return Ok(None) };
     let mine = RootIdentity::of(store.root()).map_err(|source| AttachError::Io {
         doing: "look at",
         path: store.root().into(),
         source,
     })?;
-    match place.read_state() {
-        Some(state) if state.root.is_other_than(&mine) => Err(AttachError::OtherStore {
+    match state.root.is_other_than(&mine) {
+        true => Err(AttachError::OtherStore {
             id: store.id(),
             mine: mine.path,
             other: state.root.path,
         }),
-        _ => Ok(()),
+        false => Ok(Some(state)),
     }
 }

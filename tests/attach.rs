@@ -120,7 +120,7 @@ impl Drop for Rig {
     fn drop(&mut self) {
         for state in attach::states(&self.store).unwrap_or_default() {
             if let Some(name) = state.name {
-                let _ = attach::umount(&self.store, &name);
+                let _ = attach::umount(&self.store, &name).or_else(|_| attach::detach(&self.store, &name));
             }
         }
         let _ = attach::sweep(&self.store);
@@ -253,8 +253,8 @@ fn a_killed_server_is_cleaned_by_any_verb_even_with_its_file_system_in_use() {
         rig.kill_server(&name);
         match verb {
             "sweep" => assert_eq!(attach::sweep(&rig.store).unwrap(), [ImageId::of(&name)]),
-            "detach" => attach::detach(&rig.store, &name).unwrap(),
-            "umount" => attach::umount(&rig.store, &name).unwrap(),
+            "detach" => drop(attach::detach(&rig.store, &name).unwrap()),
+            "umount" => drop(attach::umount(&rig.store, &name).unwrap()),
             _ => {
                 attach::mount(&rig.store, &name, &rig.mnt(), &options()).unwrap();
                 fs::write(rig.mnt().join("new"), b"x").unwrap();
@@ -491,8 +491,8 @@ fn a_temporary_device_is_nobody_elses_while_its_maker_lives() {
     for refused in [
         attach::mount(&rig.store, &name, dir.path(), &options()).map(drop),
         attach::attach(&rig.store, &name, &options()).map(drop),
-        attach::detach(&rig.store, &name),
-        attach::umount(&rig.store, &name),
+        attach::detach(&rig.store, &name).map(drop),
+        attach::umount(&rig.store, &name).map(drop),
     ] {
         assert!(matches!(refused, Err(AttachError::Owned { .. })), "{refused:?}");
     }

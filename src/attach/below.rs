@@ -10,15 +10,17 @@ use crate::ids::StoreId;
 use crate::kernel::dm::{DevNo, Dm};
 use crate::kernel::loops;
 use crate::units::{Bytes, Sectors};
+use rustix::fs::RawDir;
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::Read;
+use std::mem::MaybeUninit;
 
 /// A device of ours that images share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
     pub part: Part,
-    /// How many stand on it, by the kernel's count.
+    /// How many stand on it: of a device by the kernel's count, of a loop those in the list. Whoever frees a loop is told if there are others.
     pub holders: usize,
     /// What it stands on itself, as indices into the list that this is in.
     pub below: Vec<usize>,
@@ -27,10 +29,10 @@ pub struct Node {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
     Device(DeviceId),
-    Loop { number: u32, name: String },
+    Loop(u32),
 }
 
-/// The steps that remove every node on which nothing stands, and what that sets free.
+/// The steps that remove every node on which nothing stands, and what that sets free: loops last, as they stand on nothing.
 pub fn release(nodes: &[Node]) -> Vec<Step> {
     let mut holders: Vec<usize> = nodes.iter().map(|node| node.holders).collect();
     let mut free: Vec<usize> = (0..nodes.len()).filter(|index| holders[*index] == 0).collect();
@@ -38,10 +40,7 @@ pub fn release(nodes: &[Node]) -> Vec<Step> {
     while let Some(index) = free.pop() {
         steps.push(match &nodes[index].part {
             Part::Device(device) => Step::RemoveDevice { device: *device },
-            Part::Loop { number, name } => Step::FreeLoop {
-                number: *number,
-                name: name.clone(),
-            },
+            Part::Loop(number) => Step::FreeUnused { number: *number },
         });
         for below in &nodes[index].below {
             // A count of 0 would mean that the kernel forgot one of ours: it stays for the next look.
@@ -51,6 +50,7 @@ pub fn release(nodes: &[Node]) -> Vec<Step> {
             }
         }
     }
+    steps.sort_by_key(|step| matches!(step, Step::FreeUnused { .. }));
     steps
 }
 
@@ -78,9 +78,7 @@ pub fn all(dm: &Dm, store: StoreId) -> Result<Vec<Node>, AttachError> {
         }
     }
     for device in loops::find(|name| LoopId::is_shared(name, store))? {
-        if let Some(name) = device.name {
-            walk.loop_device(device.number, name);
-        }
+        walk.loop_device(device.number);
     }
     Ok(walk.nodes)
 }
@@ -112,9 +110,11 @@ impl<'a> Walk<'a> {
         self.devices.insert(id, index);
         for slave in slaves(device) {
             let below = match slave {
-                Slave::Loop(number) => loops::name_of(number)
-                    .filter(|name| LoopId::is_shared(name, self.store))
-                    .map(|name| self.loop_device(number, name)),
+                Slave::Loop(number) => {
+                    let below = self.loop_device(number);
+                    self.nodes[below].holders += 1;
+                    Some(below)
+                }
                 Slave::Mapped(number) => match self.shared(&number)? {
                     Some((id, device, open_count)) => Some(self.device(id, device, open_count)?),
                     None => None,
@@ -126,12 +126,11 @@ impl<'a> Walk<'a> {
         Ok(index)
     }
 
-    fn loop_device(&mut self, number: u32, name: String) -> usize {
+    fn loop_device(&mut self, number: u32) -> usize {
         if let Some(index) = self.loops.get(&number) {
             return *index;
         }
-        let holders = fs::read_dir(format!("/sys/block/loop{number}/holders")).map_or(0, Iterator::count);
-        let index = self.push(Part::Loop { number, name }, holders);
+        let index = self.push(Part::Loop(number), 0);
         self.loops.insert(number, index);
         index
     }
@@ -163,6 +162,15 @@ pub enum Slave {
     Other,
 }
 
+impl Slave {
+    pub fn number(&self) -> Option<u32> {
+        match self {
+            Slave::Loop(number) => Some(*number),
+            _ => None,
+        }
+    }
+}
+
 /// What a device-mapper device stands on, each once.
 pub fn slaves(device: DevNo) -> Vec<Slave> {
     let Ok(entries) = fs::read_dir(format!("/sys/dev/block/{device}/slaves")) else {
@@ -176,21 +184,36 @@ pub fn slaves(device: DevNo) -> Vec<Slave> {
     entries.filter_map(|entry| Some(slave(entry.ok()?.file_name().to_str()?))).collect()
 }
 
-/// Whether a device stands on it.
+/// Whether a device stands on it. Of thousands no more than the first is listed.
 fn has_holders(device: DevNo) -> bool {
-    fs::read_dir(format!("/sys/dev/block/{device}/holders")).is_ok_and(|mut entries| entries.next().is_some())
+    let Ok(dir) = File::open(format!("/sys/dev/block/{device}/holders")) else {
+        return false;
+    };
+    let mut buffer = [MaybeUninit::uninit(); 256];
+    let mut entries = RawDir::new(dir, &mut buffer);
+    while let Some(Ok(entry)) = entries.next() {
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            return true;
+        }
+    }
+    false
 }
 
 /// How large a device is.
 pub fn size_of(device: DevNo) -> Option<Bytes> {
-    let text = fs::read_to_string(format!("/sys/dev/block/{device}/size")).ok()?;
-    Sectors(text.trim().parse().ok()?).bytes()
+    Sectors(attribute(&format!("/sys/dev/block/{device}/size"))?.parse().ok()?).bytes()
 }
 
 /// Which device of `store` the kernel calls `dm-3`.
 pub fn device_id(kernel_name: &str, store: StoreId) -> Option<DeviceId> {
-    let path: PathBuf = ["/sys/block", kernel_name, "dm/uuid"].iter().collect();
-    DeviceId::of_uuid(fs::read_to_string(path).ok()?.trim_end(), store)
+    DeviceId::of_uuid(&attribute(&format!("/sys/block/{kernel_name}/dm/uuid"))?, store)
+}
+
+/// A line of sysfs, which comes as a whole.
+fn attribute(path: &str) -> Option<String> {
+    let mut line = [0; 256];
+    let len = File::open(path).and_then(|mut file| file.read(&mut line)).ok()?;
+    Some(std::str::from_utf8(&line[..len]).ok()?.trim_end().to_string())
 }
 
 #[cfg(test)]
@@ -207,17 +230,11 @@ mod tests {
     }
 
     fn looped(number: u32) -> Part {
-        Part::Loop {
-            number,
-            name: format!("delta {number}"),
-        }
+        Part::Loop(number)
     }
 
     fn freed(number: u32) -> Step {
-        Step::FreeLoop {
-            number,
-            name: format!("delta {number}"),
-        }
+        Step::FreeUnused { number }
     }
 
     fn chain(byte: u8) -> ChainId {

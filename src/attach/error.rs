@@ -23,6 +23,8 @@ pub enum AttachError {
     Owned { name: ImageName },
     #[error("image \"{name}\" is not attached")]
     NotAttached { name: ImageName },
+    #[error("image \"{name}\" is attached, and not mounted: detach it")]
+    NotMounted { name: ImageName },
     #[error("image \"{name}\" is in use: {by}")]
     InUse { name: String, by: String },
     #[error("image \"{image}\": another verb has been at work on it for {seconds} s")]

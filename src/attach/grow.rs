@@ -3,9 +3,8 @@
 //! Refuses a head that is full or given up, and one that a process of ours writes: those begin anew with the next attach. Invariant: the file is
 //! longer before its loop is, and the loop before anybody writes the limit down; a limit is never lowered here.
 
-use super::names::LoopId;
 use super::place::Place;
-use super::seen::{MappedSeen, Mounts, device_mapper};
+use super::seen::{Around, MappedSeen, device_mapper};
 use super::{AttachError, check_owner};
 use crate::blockio::{FileIo, ReadAt, WriteAt};
 use crate::format::head::{full_len, usable_len};
@@ -25,12 +24,11 @@ pub fn grow_head(store: &Store, record: &ImageRecord, head: &HeadRecord, limit: 
     let _run_lock = place.lock(&record.name)?;
     check_owner(store, &place)?;
     let Some(dm) = device_mapper()? else { return Ok(false) };
-    let seen = MappedSeen::look(&dm, store.id(), record.id(), false, &Mounts::default())?;
-    let takes_writes = seen
-        .attached()
-        .is_some_and(|image| !image.read_only && matches!(image.snapshot, Some(SnapshotStatus::Used { .. })));
-    let name = LoopId::Head(record.id()).name(store.id());
-    let Some((number, _)) = seen.heads.iter().find(|(_, found)| takes_writes && *found == name) else {
+    let seen = MappedSeen::look(&dm, store.id(), record.id(), false, &Around::default())?;
+    let is_writable = seen.attached().is_some_and(|image| !image.read_only);
+    let takes_writes = is_writable && matches!(seen.snapshot(&dm, store.id()), Some(SnapshotStatus::Used { .. }));
+    let ours = |(number, name): &&(u32, String)| loops::name_of(*number).as_ref() == Some(name);
+    let Some((number, _)) = seen.heads.iter().find(|head| takes_writes && ours(head)) else {
         return Ok(false);
     };
     let path = store.head_path(&record.name);

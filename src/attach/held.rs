@@ -6,7 +6,7 @@
 use super::mode::{Choice, Mode};
 use super::place::Place;
 use super::run::Target;
-use super::{AttachError, Attached, Device, check_owner, clear, go, plan, spawn::Program};
+use super::{AttachError, Attached, Device, clear, go, plan, spawn::Program};
 use crate::store::{ImageLock, ImageRecord, Store};
 use std::path::PathBuf;
 
@@ -18,8 +18,7 @@ pub fn attach_held(store: &Store, record: ImageRecord, dir: PathBuf, lock: &Imag
     let place = Place::of(store, record.id());
     let name = record.name.clone();
     let _run_lock = place.lock(&name)?;
-    check_owner(store, &place)?;
-    if let Some(Device { path: device, .. }) = clear(&name, &place)? {
+    if let Some(Device { path: device, .. }) = clear(store, &name, &place)? {
         return Err(AttachError::AlreadyAttached { name, device });
     }
     let owner = place.make().and_then(|()| place.own()).map_err(|source| AttachError::Io {
@@ -47,6 +46,7 @@ pub fn attach_held(store: &Store, record: ImageRecord, dir: PathBuf, lock: &Imag
         device: go(&plan::attach(&wanted), &place, &mut target)?,
         read_only: false,
         mode: Mode::User,
+        new_head: None,
         _owner: Some(owner),
     })
 }

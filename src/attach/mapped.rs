@@ -12,9 +12,9 @@ use super::plan::{Step, mapped as plan};
 use super::recipe::{Base, Level, MAX_LEVELS, Numbers, Sealed, Top, TopHead};
 use super::run::StepError;
 use super::run::mapped::{self as run, Work};
-use super::seen::{MappedSeen, Mounts, device_path};
+use super::seen::{Around, MappedSeen, device_path};
 use super::table::{self, From};
-use super::{AttachOptions, Attached, DiskFiles, lock_image, refuse_bounds, stop};
+use super::{AttachOptions, Attached, DiskFiles, fresh_record, lock_image, stop};
 use crate::chain::{ChainMap, Layer};
 use crate::ids::{ChainId, Digest, ImageName};
 use crate::kernel::dm::Dm;
@@ -25,6 +25,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// At most so many threads free loops, and none for a few of them.
+const THREADS: usize = 16;
+const LOOPS_A_THREAD: usize = 4;
 
 /// Makes the image's device; nothing of the image is attached.
 pub fn attach(
@@ -37,16 +43,7 @@ pub fn attach(
     mount: Option<&Path>,
 ) -> Result<Attached, AttachError> {
     let _lock = lock_image(store, name)?;
-    // Under the lock it cannot change any more.
-    let mut record = store.image(name)?;
-    refuse_bounds(&record, options)?;
-    record.next_head = options.bounds.over(record.next_head);
-    if !record.frozen.is_empty() {
-        return Err(AttachError::Frozen {
-            name: name.clone(),
-            count: record.frozen.len(),
-        });
-    }
+    let record = fresh_record(store, name, options, mount)?;
     if choice.mode == Mode::Stack && record.chain.len() > MAX_LEVELS {
         return Err(AttachError::TooDeep {
             name: name.clone(),
@@ -55,9 +52,9 @@ pub fn attach(
     }
     let marker = place.mark(options.temporary).map_err(at_work(place))?;
     stop::point("attach.mark");
-    let mode = choice.mode;
+    let (mode, had_head) = (choice.mode, record.head.is_some());
     match make(store, place, dm, options.read_only, choice, record, mount) {
-        Ok(()) => {
+        Ok(record) => {
             let owner = match options.temporary {
                 true => marker.into_owner(),
                 false => {
@@ -71,6 +68,7 @@ pub fn attach(
                 device,
                 read_only: options.read_only,
                 mode,
+                new_head: (record.head.is_some() && !had_head).then_some(record),
                 _owner: owner,
             })
         }
@@ -92,7 +90,7 @@ fn make(
     choice: Choice,
     record: ImageRecord,
     mount: Option<&Path>,
-) -> Result<(), AttachError> {
+) -> Result<ImageRecord, AttachError> {
     let devices = place.lock_devices().map_err(at_work(place))?;
     let mut kit = Kit {
         store,
@@ -136,7 +134,8 @@ fn make(
         loops: BTreeMap::new(),
         devices: Some(devices),
     };
-    work.attach(&steps).map_err(|failed| AttachError::from_failed(&name, failed))
+    work.attach(&steps).map_err(|failed| AttachError::from_failed(&name, failed))?;
+    Ok(work.record)
 }
 
 /// What an image stands on, and how it is to be made where it is not there.
@@ -332,9 +331,6 @@ pub fn note_loops(place: &Place) -> Result<(), AttachError> {
 pub fn take_away(name: &dyn std::fmt::Display, place: &Place, dm: &Dm, seen: &MappedSeen, half_done: bool) -> Result<(), AttachError> {
     let marker = place.mark(false).map_err(at_work(place))?;
     stop::point("detach.mark");
-    if seen.attached().is_some() {
-        make_node(place, dm)?;
-    }
     if let Err(error) = go(name, place, dm, &plan::take_away(seen)) {
         // As it was, or nearly: nothing is left half done as long as the device is there.
         if !place.is_temporary() && matches!(dm.info(&DeviceId::Image(place.image).uuid(place.store)), Ok(Some(_))) {
@@ -347,8 +343,10 @@ pub fn take_away(name: &dyn std::fmt::Display, place: &Place, dm: &Dm, seen: &Ma
         Some(base) => below::under(dm, place.store, base),
         None => Ok(Vec::new()),
     })?;
-    // Where no device was left, one who died may have left its node.
-    dm.remove_node(&DeviceId::Image(place.image).name(place.store))?;
+    if seen.image.is_none() {
+        // Who removed the device may have died before its node was.
+        dm.remove_node(&DeviceId::Image(place.image).name(place.store))?;
+    }
     go(name, place, dm, &[Step::RemoveState])?;
     marker.done().map_err(at_work(place))?;
     tracing::info!(image = %name, "detached");
@@ -376,20 +374,48 @@ pub fn release(
 }
 
 fn go(name: &dyn std::fmt::Display, place: &Place, dm: &Dm, steps: &[Step]) -> Result<(), AttachError> {
-    for (done, step) in steps.iter().enumerate() {
+    let loops = steps
+        .iter()
+        .rposition(|step| !matches!(step, Step::FreeUnused { .. }))
+        .map_or(0, |last| last + 1);
+    for (done, step) in steps[..loops].iter().enumerate() {
         tracing::debug!(image = %name, %step, "take away");
         if let Err(cause) = run::take_away(step, place, dm) {
             return Err(AttachError::from_taking(name, step, cause, &steps[done..]));
         }
         stop::step("detach", step);
     }
-    Ok(())
+    let mut failed = free_together(&steps[loops..], place, dm);
+    let left: Vec<Step> = failed.iter().map(|(step, _)| step.clone()).collect();
+    match failed.pop() {
+        Some((step, cause)) => Err(AttachError::from_taking(name, &step, cause, &left)),
+        None => Ok(()),
+    }
+}
+
+/// Frees loops, of which none stands on another; returns those that could not be. Several at once, as the kernel mostly waits in each.
+fn free_together(steps: &[Step], place: &Place, dm: &Dm) -> Vec<(Step, StepError)> {
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some(step) = steps.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match run::take_away(step, place, dm) {
+                Ok(()) => stop::step("detach", step),
+                Err(cause) => failed.lock().expect("nothing panics with it").push((step.clone(), cause)),
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..(steps.len() / LOOPS_A_THREAD).min(THREADS) {
+            scope.spawn(work);
+        }
+        work();
+    });
+    failed.into_inner().expect("nothing panics with it")
 }
 
 /// What dead verbs left of one image whose marker is there. Whoever calls has the image's run lock. Says whether something was taken away.
-pub fn sweep(store_place: &Place, dm: &Dm) -> Result<bool, AttachError> {
-    let place = store_place;
-    let seen = MappedSeen::look(dm, place.store, place.image, true, &Mounts::default())?;
+pub fn sweep(place: &Place, dm: &Dm) -> Result<bool, AttachError> {
+    let seen = MappedSeen::look(dm, place.store, place.image, true, &Around::default())?;
     // Its maker had come to the end, all but the marker's.
     let is_done = seen.attached().is_some()
         && place

@@ -11,23 +11,31 @@ use crate::ids::{ImageId, ImageName, StoreId};
 use crate::store::Store;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long a verb waits for another one on the same image.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOG_FILE: &str = "server.log";
 const OWNER_FILE: &str = "owner.lock";
 /// What the directory of the kernel modes is called, before the boot's id: one from another boot is of no use.
-pub const MAPPED: &str = "mapped-";
+const MAPPED: &str = "mapped-";
+/// What a marker is called, before the image's id.
+const DOING: &str = "doing-";
+/// How long a verb waits for those that change what images share: a crowd of hundreds takes seconds.
+const DEVICES_PATIENCE: Duration = Duration::from_secs(60);
 /// There when all shared loops have a hint.
 const SCANNED: &str = "scanned";
 /// In the marker of a temporary device.
 const TEMPORARY: &[u8] = b"temporary\n";
+/// At the end of the marker of an image whose leftovers could not be taken away, and for how long others believe it.
+const RESISTED: &[u8] = b"resisted\n";
+const RESISTANCE: Duration = Duration::from_secs(60);
 const MAX_STATE: u64 = 64 << 10;
 
 /// One image's places.
@@ -79,10 +87,6 @@ impl Place {
         self.mapped_dir().join(format!("{}.json", self.image))
     }
 
-    pub fn make_mapped(&self) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(self.mapped_dir())
-    }
-
     pub fn remove_mapped(&self) -> io::Result<()> {
         missing_is_fine(fs::remove_file(self.mapped_state()))
     }
@@ -93,15 +97,19 @@ impl Place {
 
     /// Where a loop that images share was last; its name says whether it still is. Under the devices lock.
     pub fn hinted(&self, loop_name: &str) -> Option<u32> {
-        fs::read_to_string(self.hint(loop_name)).ok()?.parse().ok()
+        fs::read_link(self.hint(loop_name)).ok()?.to_str()?.parse().ok()
     }
 
+    /// A link, as that is one call to make and one to read.
     pub fn set_hint(&self, loop_name: &str, number: u32) -> io::Result<()> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(self.mapped_dir().join("loops"))?;
-        fs::write(self.hint(loop_name), number.to_string())
+        let (hint, number) = (self.hint(loop_name), number.to_string());
+        match in_dir(&self.mapped_dir().join("loops"), || symlink(&number, &hint)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                missing_is_fine(fs::remove_file(&hint))?;
+                symlink(&number, &hint)
+            }
+            other => other,
+        }
     }
 
     pub fn forget_hint(&self, loop_name: &str) -> io::Result<()> {
@@ -114,30 +122,23 @@ impl Place {
     }
 
     pub fn set_all_hints(&self) -> io::Result<()> {
-        self.make_mapped()?;
-        File::create(self.mapped_dir().join(SCANNED)).map(drop)
+        let dir = self.mapped_dir();
+        in_dir(&dir, || File::create(dir.join(SCANNED)).map(drop))
     }
 
     fn marker(&self) -> PathBuf {
-        doing_dir(&self.run_dir).join(self.image.to_string())
+        self.run_dir.join(format!("{DOING}{}", self.image))
     }
 
     /// Says that a verb changes what the kernel modes have of the image. `temporary`: until this process is gone.
     pub fn mark(&self, temporary: bool) -> io::Result<Marker> {
         let path = self.marker();
-        loop {
-            DirBuilder::new().recursive(true).mode(0o700).create(doing_dir(&self.run_dir))?;
-            let mut file = match open_lock(&path) {
-                // A sweep has just removed the empty directory.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                other => other?,
-            };
-            if temporary {
-                rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
-                file.write_all(TEMPORARY)?;
-            }
-            return Ok(Marker { path, file: Some(file) });
+        let mut file = in_dir(&self.run_dir, || open_lock(&path))?;
+        if temporary {
+            rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+            file.write_all(TEMPORARY)?;
         }
+        Ok(Marker { path, file: Some(file) })
     }
 
     /// Whether a verb is at work on the image, or died while it was.
@@ -162,21 +163,39 @@ impl Place {
 
     /// Whether it was attached for one process alone.
     pub fn is_temporary(&self) -> bool {
-        fs::read(self.marker()).is_ok_and(|text| text == TEMPORARY)
+        fs::read(self.marker()).is_ok_and(|text| text.starts_with(TEMPORARY))
     }
 
-    /// Waits until no other verb makes or removes devices that images share.
+    /// Says that what a dead verb left could not be taken away just now.
+    pub fn note_resisted(&self) -> io::Result<()> {
+        let mut file = OpenOptions::new().append(true).open(self.marker())?;
+        match fs::read(self.marker())?.ends_with(RESISTED) {
+            true => file.set_modified(SystemTime::now()),
+            false => file.write_all(RESISTED),
+        }
+    }
+
+    /// Whether that was a moment ago, so that verbs on other images need not lose their time with it again.
+    pub fn has_resisted(&self) -> bool {
+        let noted = fs::read(self.marker()).is_ok_and(|text| text.ends_with(RESISTED));
+        let since = || fs::metadata(self.marker())?.modified()?.elapsed().map_err(io::Error::other);
+        noted && since().is_ok_and(|since| since < RESISTANCE)
+    }
+
+    /// Waits until no other verb makes or removes devices that images share. Errors: `ResourceBusy` after a minute of that.
     pub fn lock_devices(&self) -> io::Result<DevicesLock> {
         let path = self.run_dir.join("devices.lock");
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.run_dir)?;
-        let file = open_lock(&path)?;
-        loop {
-            match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
-                Ok(()) => return Ok(DevicesLock { file }),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+        let file = in_dir(&self.run_dir, || open_lock(&path))?;
+        let (mut until, mut pause) = (None, Duration::from_millis(1));
+        while !try_lock(&file)? {
+            if Instant::now() > *until.get_or_insert_with(|| Instant::now() + DEVICES_PATIENCE) {
+                let message = format!("other verbs have held {} for {} s", path.display(), DEVICES_PATIENCE.as_secs());
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, message));
             }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(16));
         }
+        Ok(DevicesLock { file })
     }
 
     /// The name that the loop device of user mode bears.
@@ -223,14 +242,12 @@ impl Place {
     /// `None` while another verb works on the image.
     pub fn try_lock(&self) -> io::Result<Option<RunLock>> {
         let path = self.run_dir.join(format!("{}.lock", self.image));
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.run_dir)?;
-        let file = open_lock(&path)?;
+        let file = in_dir(&self.run_dir, || open_lock(&path))?;
         if !try_lock(&file)? {
             return Ok(None);
         }
-        let ours = file.metadata()?;
-        let is_at_path = fs::metadata(&path).is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()));
-        Ok(is_at_path.then(|| RunLock {
+        // Its last owner may have removed it: then the lock is nobody's.
+        Ok((file.metadata()?.nlink() > 0).then(|| RunLock {
             file,
             path,
             place: self.dir(),
@@ -272,8 +289,9 @@ impl Place {
             true => self.mapped_state(),
             false => self.state(),
         };
-        let draft = path.with_extension("json.new");
-        fs::write(&draft, serde_json::to_vec_pretty(state)?)?;
+        let (draft, text) = (path.with_extension("json.new"), serde_json::to_vec_pretty(state)?);
+        let dir = path.parent().expect("it is in a run directory");
+        in_dir(dir, || fs::write(&draft, &text))?;
         fs::rename(draft, path)
     }
 
@@ -284,21 +302,57 @@ impl Place {
 }
 
 fn read_state(path: &Path) -> Option<State> {
-    if fs::metadata(path).ok()?.len() > MAX_STATE {
-        return None;
-    }
-    let state: State = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    let mut text = Vec::with_capacity(1024);
+    File::open(path).ok()?.take(MAX_STATE).read_to_end(&mut text).ok()?;
+    let state: State = serde_json::from_slice(&text).ok()?;
     (state.boot_id == boot_id().ok()?).then_some(state)
 }
 
 /// Of a run directory: the kernel modes' files of this boot.
-pub fn mapped_dir(run_dir: &Path) -> PathBuf {
+fn mapped_dir(run_dir: &Path) -> PathBuf {
     run_dir.join(format!("{MAPPED}{}", boot_id().unwrap_or_default()))
 }
 
-/// Of a run directory: a marker for each image that a verb of the kernel modes is at work on.
-pub fn doing_dir(run_dir: &Path) -> PathBuf {
-    run_dir.join("doing")
+/// What there is in a store's run directory.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Images that user mode has a directory of.
+    pub places: BTreeSet<ImageId>,
+    /// Images that a verb of the kernel modes is at work on, or was when it died.
+    pub marked: BTreeSet<ImageId>,
+    /// What the kernel modes noted before a reboot.
+    pub other_boots: Vec<PathBuf>,
+}
+
+/// Reads a run directory; one that is not there is empty.
+pub fn list(run_dir: &Path) -> io::Result<Listing> {
+    let mut found = Listing::default();
+    let entries = match fs::read_dir(run_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        other => other?,
+    };
+    let this = mapped_dir(run_dir);
+    for name in entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
+        if let Some(image) = name.strip_prefix(DOING) {
+            found.marked.extend(image.parse::<ImageId>());
+        } else if name.starts_with(MAPPED) {
+            found.other_boots.extend(Some(run_dir.join(name)).filter(|dir| *dir != this));
+        } else {
+            found.places.extend(name.parse::<ImageId>());
+        }
+    }
+    Ok(found)
+}
+
+/// Makes `dir` where it turns out not to be there.
+fn in_dir<T>(dir: &Path, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match work() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            work()
+        }
+        other => other,
+    }
 }
 
 /// A verb is at work. Dropped without [`Marker::done`] it stays: then the next verb looks what there is.

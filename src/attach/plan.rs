@@ -66,6 +66,10 @@ pub enum Step {
         number: u32,
         name: String,
     },
+    /// One that images share, if nothing stands on it.
+    FreeUnused {
+        number: u32,
+    },
     /// State.json of a kernel mode.
     RemoveState,
     DetachLoop {
@@ -94,6 +98,7 @@ impl fmt::Display for Step {
             Step::AwaitUnused { device } => write!(f, "await the last user of device {device}"),
             Step::RemoveDevice { device } => write!(f, "remove device {device}"),
             Step::FreeLoop { number, name } => write!(f, "free /dev/loop{number}, {name}"),
+            Step::FreeUnused { number } => write!(f, "free /dev/loop{number} if nothing stands on it"),
             Step::RemoveState => f.write_str("remove state.json"),
             Step::WriteState { .. } => f.write_str("write state.json"),
             Step::Mount { dir, .. } => write!(f, "mount at {}", dir.display()),

@@ -7,7 +7,7 @@ mod mapped;
 
 #[cfg(test)]
 pub use mapped::ImageSeen;
-pub use mapped::{MappedSeen, Mounts, device_mapper, device_path};
+pub use mapped::{Around, MappedSeen, device_mapper, device_path};
 
 use super::place::Place;
 use crate::kernel::loops::LoopDevice;

@@ -68,7 +68,7 @@ fn word(step: &Step) -> Option<&'static str> {
         Step::WriteState { .. } | Step::RemoveState => "state",
         Step::MakeHead => "head",
         Step::StartServer { .. } | Step::AwaitServer => "server",
-        Step::AttachFuse { .. } | Step::DetachLoop { .. } | Step::FreeLoop { .. } => "loop",
+        Step::AttachFuse { .. } | Step::DetachLoop { .. } | Step::FreeLoop { .. } | Step::FreeUnused { .. } => "loop",
         Step::AttachLoop { id: LoopId::Meta(_) } => "loop-meta",
         Step::AttachLoop { .. } => "loop-delta",
         Step::AttachHead { .. } => "loop-head",

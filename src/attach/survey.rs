@@ -7,16 +7,16 @@ use super::below;
 use super::mapped;
 use super::mode::Mode;
 use super::names::{DeviceId, LoopId};
-use super::place::{self, Place};
-use super::seen::{LoopSeen, MappedSeen, Mounts, Seen, device_mapper};
+use super::place::{self, Listing, Place};
+use super::seen::{Around, LoopSeen, MappedSeen, Seen, device_mapper};
 use super::{AttachError, check_owner, take_away};
 use crate::ids::{ImageId, ImageName};
 use crate::kernel::dm::{Dm, SnapshotStatus};
-use crate::kernel::loops::{self, LoopDevice};
+use crate::kernel::loops;
 use crate::store::Store;
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What is known of an image that has, or had, a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,16 +49,17 @@ pub enum Condition {
 
 /// What is attached of this store, and what is left over, by the kernel's account.
 pub fn states(store: &Store) -> Result<Vec<AttachState>, AttachError> {
-    let (loops, mounts) = (loops::list()?, Mounts::default());
+    let (around, listing) = (Around::default(), listed(store)?);
     let mut all = Vec::new();
-    for image in known(store, &loops)? {
-        all.extend(user_state(store, &Place::of(store, image), &loops, &mounts)?);
+    let loops = around.loops()?.iter().filter_map(|device| device.name.as_deref());
+    let mut users = listing.places;
+    users.extend(loops.clone().filter_map(|name| LoopId::user_image(name, store.id())));
+    for image in users {
+        all.extend(user_state(store, &Place::of(store, image), &around)?);
     }
     if let Some(dm) = device_mapper()? {
-        let heads = loops
-            .iter()
-            .filter_map(|device| LoopId::head_image(device.name.as_deref()?, store.id()));
-        let mut images: BTreeSet<ImageId> = heads.chain(marked(store)).collect();
+        let mut images = listing.marked;
+        images.extend(loops.filter_map(|name| LoopId::head_image(name, store.id())));
         images.extend(
             dm.list()?
                 .iter()
@@ -68,7 +69,7 @@ pub fn states(store: &Store) -> Result<Vec<AttachState>, AttachError> {
                 }),
         );
         for image in images {
-            all.extend(mapped_state(store, &dm, &Place::of(store, image), &mounts)?);
+            all.extend(mapped_state(store, &dm, &Place::of(store, image), &around)?);
         }
     }
     Ok(all)
@@ -76,28 +77,25 @@ pub fn states(store: &Store) -> Result<Vec<AttachState>, AttachError> {
 
 /// The same of one image, without a look at others.
 pub fn state(store: &Store, image: ImageId) -> Result<Option<AttachState>, AttachError> {
-    let (place, mounts) = (Place::of(store, image), Mounts::default());
+    let (place, around) = (Place::of(store, image), Around::default());
     if place.dir().exists()
-        && let Some(found) = user_state(store, &place, &loops::list()?, &mounts)?
+        && let Some(found) = user_state(store, &place, &around)?
     {
         return Ok(Some(found));
     }
     match device_mapper()? {
-        Some(dm) => mapped_state(store, &dm, &place, &mounts),
+        Some(dm) => mapped_state(store, &dm, &place, &around),
         None => Ok(None),
     }
 }
 
-fn user_state(store: &Store, place: &Place, loops: &[LoopDevice], mounts: &Mounts) -> Result<Option<AttachState>, AttachError> {
+fn user_state(store: &Store, place: &Place, around: &Around) -> Result<Option<AttachState>, AttachError> {
     // A copy of this store has it.
-    if check_owner(store, place).is_err() {
-        return Ok(None);
-    }
-    let seen = Seen::of(place, loops, mounts.all()?);
+    let Ok(state) = check_owner(store, place) else { return Ok(None) };
+    let seen = Seen::of(place, around.loops()?, around.mounts()?);
     if seen.is_nothing() {
         return Ok(None);
     }
-    let state = place.read_state();
     let device = seen.attached();
     Ok(Some(AttachState {
         image: place.image,
@@ -113,17 +111,15 @@ fn user_state(store: &Store, place: &Place, loops: &[LoopDevice], mounts: &Mount
     }))
 }
 
-fn mapped_state(store: &Store, dm: &Dm, place: &Place, mounts: &Mounts) -> Result<Option<AttachState>, AttachError> {
-    if check_owner(store, place).is_err() {
-        return Ok(None);
-    }
-    let seen = MappedSeen::look(dm, place.store, place.image, place.is_marked(), mounts)?;
+fn mapped_state(store: &Store, dm: &Dm, place: &Place, around: &Around) -> Result<Option<AttachState>, AttachError> {
+    let Ok(state) = check_owner(store, place) else { return Ok(None) };
+    let is_marked = place.is_marked();
+    let seen = MappedSeen::look(dm, place.store, place.image, is_marked, around)?;
     if seen.is_nothing() {
         return Ok(None);
     }
-    let state = place.read_state();
     let device = seen.attached();
-    let is_wanted = !place.is_temporary() || place.has_owner();
+    let is_wanted = !is_marked || !place.is_temporary() || place.has_owner();
     Ok(Some(AttachState {
         image: place.image,
         name: state.as_ref().map(|state| state.name.clone()),
@@ -133,7 +129,7 @@ fn mapped_state(store: &Store, dm: &Dm, place: &Place, mounts: &Mounts) -> Resul
         // An image without deltas stands on zeros in either kernel mode.
         mode: seen.mode().or(state.as_ref().map(|state| state.mode)).unwrap_or(Mode::Flat),
         why: state.as_ref().map(|state| state.why.clone()),
-        snapshot: device.and_then(|device| device.snapshot),
+        snapshot: seen.snapshot(dm, place.store),
         mounts: seen.mounts.clone(),
         made_for: state.and_then(|state| state.mount),
     }))
@@ -176,16 +172,19 @@ pub fn sweep(store: &Store) -> Result<Vec<ImageId>, AttachError> {
         Ok(false) => {}
         Err(error) => tracing::warn!(%image, %error, "leftovers could not be taken away"),
     };
-    for image in places(store)? {
+    let Listing {
+        places,
+        marked,
+        other_boots,
+    } = listed(store)?;
+    for image in places {
         note(image, sweep_user(store, image));
     }
-    let run_dir = store.run_dir();
-    let marked = marked(store);
     let is_new_boot = !Place::of(store, ImageId([0; 16])).has_all_hints();
     if (is_new_boot || !marked.is_empty())
         && let Some(dm) = device_mapper()?
     {
-        let mut images: BTreeSet<ImageId> = marked.iter().copied().collect();
+        let mut images = marked.clone();
         if is_new_boot {
             images.extend(half_made(store, &dm)?);
         }
@@ -200,7 +199,12 @@ pub fn sweep(store: &Store) -> Result<Vec<ImageId>, AttachError> {
             mapped::note_loops(&place)?;
         }
     }
-    forget_other_boots(&run_dir);
+    for dir in other_boots {
+        // Notes of ours: nothing is ever mounted there.
+        if let Err(error) = fs::remove_dir_all(&dir) {
+            tracing::debug!(dir = %dir.display(), cause = %error, "notes from another boot stay");
+        }
+    }
     Ok(swept)
 }
 
@@ -210,7 +214,8 @@ fn sweep_user(store: &Store, image: ImageId) -> Result<bool, AttachError> {
     if lock.is_none() || check_owner(store, &place).is_err() {
         return Ok(false);
     }
-    let seen = super::look(&place)?;
+    let around = Around::default();
+    let seen = Seen::of(&place, around.loops()?, around.mounts()?);
     if seen.attached().is_some() && !place.is_orphan() {
         return Ok(false);
     }
@@ -223,10 +228,15 @@ fn sweep_mapped(store: &Store, dm: &Dm, image: ImageId, marked: bool) -> Result<
     let lock = try_lock(&place)?;
     // A verb that lived when the markers were listed may have come to its end since: then there is nothing to do, and to look as if there were
     // would have others refused the image.
-    if lock.is_none() || (marked && !place.is_marked()) || place.has_owner() || check_owner(store, &place).is_err() {
+    if lock.is_none() || (marked && !place.is_marked()) || place.has_owner() || place.has_resisted() || check_owner(store, &place).is_err()
+    {
         return Ok(false);
     }
-    mapped::sweep(&place, dm)
+    mapped::sweep(&place, dm).inspect_err(|_| {
+        if let Err(error) = place.note_resisted() {
+            tracing::debug!(%image, cause = %error, "the next verb tries again");
+        }
+    })
 }
 
 /// Images that the kernel has something of, and not all: found once, where nothing says what verbs of this boot have done.
@@ -253,52 +263,11 @@ fn half_made(store: &Store, dm: &Dm) -> Result<BTreeSet<ImageId>, AttachError> {
     Ok(all.difference(&whole).copied().collect())
 }
 
-/// What the kernel modes noted before a reboot, and an empty directory of markers.
-fn forget_other_boots(run_dir: &Path) {
-    let this = place::mapped_dir(run_dir);
-    let Ok(entries) = fs::read_dir(run_dir) else { return };
-    let stale = entries.filter_map(Result::ok).map(|entry| entry.path());
-    let is_stale = |path: &PathBuf| {
-        let name = path.file_name().and_then(|name| name.to_str());
-        *path != this && name.is_some_and(|name| name.starts_with(place::MAPPED))
-    };
-    for dir in stale.filter(is_stale) {
-        // Notes of ours: nothing is ever mounted there.
-        if let Err(error) = fs::remove_dir_all(&dir) {
-            tracing::debug!(dir = %dir.display(), cause = %error, "notes from another boot stay");
-        }
-    }
-    let _has_markers = fs::remove_dir(place::doing_dir(run_dir));
-}
-
-/// The images with a marker.
-fn marked(store: &Store) -> Vec<ImageId> {
-    let Ok(entries) = fs::read_dir(place::doing_dir(&store.run_dir())) else {
-        return Vec::new();
-    };
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
-}
-
-/// The images that user mode has a directory of, or a loop device.
-fn known(store: &Store, loops: &[LoopDevice]) -> Result<BTreeSet<ImageId>, AttachError> {
-    let names = loops
-        .iter()
-        .filter_map(|device| LoopId::user_image(device.name.as_deref()?, store.id()));
-    let mut all: BTreeSet<ImageId> = names.collect();
-    all.extend(places(store)?);
-    Ok(all)
-}
-
-/// The images that user mode has a directory of.
-fn places(store: &Store) -> Result<BTreeSet<ImageId>, AttachError> {
+fn listed(store: &Store) -> Result<Listing, AttachError> {
     let run_dir = store.run_dir();
-    match fs::read_dir(&run_dir) {
-        Ok(entries) => Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeSet::new()),
-        Err(source) => Err(AttachError::Io {
-            doing: "list",
-            path: run_dir,
-            source,
-        }),
-    }
+    place::list(&run_dir).map_err(|source| AttachError::Io {
+        doing: "list",
+        path: run_dir,
+        source,
+    })
 }

@@ -41,7 +41,7 @@ fn store(error: &StoreError) -> ErrorKind {
 fn attach(error: &AttachError) -> ErrorKind {
     match error {
         AttachError::Store(cause) => store(cause),
-        AttachError::NotAttached { .. } => ErrorKind::NotFound,
+        AttachError::NotAttached { .. } | AttachError::NotMounted { .. } => ErrorKind::NotFound,
         AttachError::NoFileSystem { .. } | AttachError::HasHead { .. } => ErrorKind::Usage,
         other if other.is_in_use() => ErrorKind::InUse,
         _ => ErrorKind::Failed,

@@ -5,7 +5,7 @@
 use super::engine::Engine;
 use super::make::{bounds, ms};
 use super::{Attach, AttachReply, Detach, DetachReply, ErrorKind, Mode, Mount, MountReply, ServiceError, Umount, UmountReply};
-use crate::attach::{self, AttachError, AttachOptions, AttachState};
+use crate::attach::{self, AttachError, AttachOptions};
 use crate::format::head::HeadBounds;
 use crate::ids::{ImageId, ImageName};
 use crate::store::ImageRecord;
@@ -21,7 +21,7 @@ impl Engine {
         let before = self.store.image(&ask.name)?;
         self.must_have_room_for(&before, &options)?;
         let attached = attach::attach(&self.store, &ask.name, &options).map_err(|error| self.told(&ask.name, error))?;
-        self.note_head(&before)?;
+        self.note_head(attached.new_head)?;
         Ok(AttachReply {
             name: ask.name,
             device: attached.device,
@@ -32,9 +32,11 @@ impl Engine {
     }
 
     pub(super) fn detach(&self, ask: Detach) -> Result<DetachReply, ServiceError> {
-        let device = self.state(&ask.name)?.device.unwrap_or_default();
-        attach::detach(&self.store, &ask.name)?;
-        Ok(DetachReply { name: ask.name, device })
+        let gone = attach::detach(&self.store, &ask.name).map_err(|error| self.not_there(&ask.name, error))?;
+        Ok(DetachReply {
+            name: ask.name,
+            device: gone.device.unwrap_or_default(),
+        })
     }
 
     pub(super) fn mount(&self, ask: Mount) -> Result<MountReply, ServiceError> {
@@ -47,14 +49,16 @@ impl Engine {
         let before = self.store.image(&ask.name)?;
         if dir == own {
             fs::create_dir_all(&dir).map_err(|error| failed("make", &dir, &error))?;
-        } else if !self.is_mounted(&ask.name)? {
-            must_be_empty(&dir)?;
+        } else if let Err(error) = must_be_empty(&dir)
+            && !self.is_mounted(&ask.name)?
+        {
+            return Err(error);
         }
         let options = options(ask.read_only, ask.mode, bounds(ask.limit_bytes, ask.reserve));
         self.must_have_room_for(&before, &options)?;
         let mounted = attach::mount(&self.store, &ask.name, &dir, &options).inspect_err(|_| remove_own(&own));
         let attached = mounted.map_err(|error| self.told(&ask.name, error))?;
-        self.note_head(&before)?;
+        self.note_head(attached.new_head)?;
         Ok(MountReply {
             name: ask.name,
             device: attached.device,
@@ -66,16 +70,21 @@ impl Engine {
     }
 
     pub(super) fn umount(&self, ask: Umount) -> Result<UmountReply, ServiceError> {
-        let mut state = self.state(&ask.name)?;
-        // One that was made for a mount, and is not mounted, is what a killed mount or umount left.
-        let Some(dir) = state.mounts.pop().or(state.made_for) else {
-            let message = format!("image \"{}\" is attached, and not mounted: detach it", ask.name);
-            return Err(ServiceError::new(ErrorKind::NotFound, message));
-        };
         let away = attach::umount(&self.store, &ask.name);
         remove_own(&self.default_dir(&ask.name));
-        away?;
-        Ok(UmountReply { name: ask.name, dir })
+        let gone = away.map_err(|error| self.not_there(&ask.name, error))?;
+        Ok(UmountReply {
+            name: ask.name,
+            dir: gone.dir.unwrap_or_default(),
+        })
+    }
+
+    /// An image that is not attached may not be there at all.
+    fn not_there(&self, name: &ImageName, error: AttachError) -> ServiceError {
+        match error {
+            AttachError::NotAttached { .. } => self.store.image(name).map_or_else(ServiceError::from, |_| error.into()),
+            _ => error.into(),
+        }
     }
 
     /// Only a head that is made now, and does not take its space at once, needs more than there is.
@@ -85,13 +94,6 @@ impl Engine {
             true => Ok(()),
             false => self.must_have_room(),
         }
-    }
-
-    /// What the kernel has of an image.
-    pub(super) fn state(&self, name: &ImageName) -> Result<AttachState, ServiceError> {
-        self.store.image(name)?;
-        let found = attach::state(&self.store, ImageId::of(name))?;
-        Ok(found.ok_or_else(|| AttachError::NotAttached { name: name.clone() })?)
     }
 
     fn is_mounted(&self, name: &ImageName) -> Result<bool, ServiceError> {
@@ -115,11 +117,10 @@ impl Engine {
     }
 
     /// A first attach makes a head, which is in the image's record: the catalogue learns of that, and is not troubled otherwise.
-    fn note_head(&self, before: &ImageRecord) -> Result<(), ServiceError> {
-        let record = self.store.image(&before.name)?;
-        match record == *before {
-            true => Ok(()),
-            false => self.index(|catalog| catalog.put_image(&record)),
+    fn note_head(&self, new: Option<ImageRecord>) -> Result<(), ServiceError> {
+        match new {
+            Some(record) => self.index(|catalog| catalog.put_image(&record)),
+            None => Ok(()),
         }
     }
 }

@@ -100,8 +100,7 @@ impl Store {
     ///
     /// Errors: [`StoreError::InUse`], [`StoreError::NotFound`]; never waits.
     pub fn lock_image(&self, name: &ImageName) -> Result<ImageLock, StoreError> {
-        self.recover()?;
-        let lock = self.lock_image_raw(name)?;
+        let lock = self.lock_image_unasked(name)?;
         // Under the lock: whoever attaches takes it first.
         let id = ImageId::of(name);
         match &self.guard {
@@ -110,6 +109,12 @@ impl Store {
             }
             _ => Ok(lock),
         }
+    }
+
+    /// The same without asking the guard, for whoever has its answer.
+    pub fn lock_image_unasked(&self, name: &ImageName) -> Result<ImageLock, StoreError> {
+        self.recover()?;
+        self.lock_image_raw(name)
     }
 
     pub(super) fn lock_image_raw(&self, name: &ImageName) -> Result<ImageLock, StoreError> {

@@ -256,7 +256,7 @@ impl Drop for Rig {
         if let Ok(store) = Store::open(&self.root) {
             for state in blockbt::attach::states(&store).unwrap_or_default() {
                 if let Some(name) = state.name {
-                    let _ = blockbt::attach::umount(&store, &name);
+                    let _ = blockbt::attach::umount(&store, &name).or_else(|_| blockbt::attach::detach(&store, &name));
                 }
             }
             let _ = blockbt::attach::sweep(&store);

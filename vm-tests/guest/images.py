@@ -73,9 +73,8 @@ def assert_nothing(store=STORE, but=()):
     assert devices(store) == {}, devices(store)
     left = [name for name in loops(store) if name not in but]
     assert left == [], left
-    left = [name for name in os.listdir(f"/run/blockbt/{identity(store)}") if not re.match(r"mapped-|[a-z0-9]+\.lock|mnt$|doing$|daemon", name)]
-    doing = f"/run/blockbt/{identity(store)}/doing"
-    assert left == [] and not (os.path.exists(doing) and os.listdir(doing)), left
+    left = [name for name in os.listdir(f"/run/blockbt/{identity(store)}") if not re.match(r"mapped-|[a-z0-9]+\.lock|mnt$|daemon", name)]
+    assert left == [], left
     assert not [name for name in os.listdir("/dev/mapper") if identity(store) in name], os.listdir("/dev/mapper")
 
 

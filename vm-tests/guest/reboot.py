@@ -38,8 +38,12 @@ def fingerprint(*tops):
             found[directory] = os.lstat(directory).st_mtime_ns
             for name in names:
                 path = os.path.join(directory, name)
-                with open(path, "rb") as file:
-                    found[path] = (os.lstat(path).st_mtime_ns, hashlib.sha256(file.read()).hexdigest())
+                if os.path.islink(path):
+                    held = os.readlink(path)
+                else:
+                    with open(path, "rb") as file:
+                        held = hashlib.sha256(file.read()).hexdigest()
+                found[path] = (os.lstat(path).st_mtime_ns, held)
     return found
 
 

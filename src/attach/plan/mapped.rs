@@ -20,30 +20,30 @@ pub struct Wanted<'a> {
     pub below: Vec<Step>,
 }
 
-/// From nothing of the image's own to a device, and perhaps a mount. Whoever does it has the store's devices locked.
+/// From nothing of the image's own to a device, and perhaps a mount. Whoever does it has the store's devices locked, until the image has one of
+/// its own on what is shared: what takes longer is behind that.
 pub fn attach(wanted: &Wanted) -> Vec<Step> {
     let read_only = wanted.read_only;
-    let make = |device| Step::MakeDevice { device, read_only };
     let mut steps = vec![Step::WriteState {
         read_only,
         mount: wanted.mount.map(|(dir, _)| dir.into()),
     }];
-    let mut has_head = wanted.has_head;
-    if !read_only && !has_head {
-        steps.push(Step::MakeHead);
-        has_head = true;
-    }
     steps.extend_from_slice(&wanted.below);
-    if has_head {
-        steps.push(Step::AttachHead { read_only });
+    let image = Step::MakeDevice {
+        device: DeviceId::Image(wanted.image),
+        read_only,
+    };
+    if wanted.has_head || !read_only {
         // Read-only whatever is above: a snapshot only reads its origin.
-        steps.push(Step::MakeDevice {
-            device: DeviceId::Origin(wanted.image),
-            read_only: true,
-        });
+        let device = DeviceId::Origin(wanted.image);
+        steps.extend([Step::MakeDevice { device, read_only: true }, Step::UnlockDevices]);
+        if !wanted.has_head {
+            steps.push(Step::MakeHead);
+        }
+        steps.extend([Step::AttachHead { read_only }, image]);
+    } else {
+        steps.extend([image, Step::UnlockDevices]);
     }
-    steps.push(make(DeviceId::Image(wanted.image)));
-    steps.push(Step::UnlockDevices);
     if let Some((dir, file_system)) = wanted.mount {
         steps.push(Step::Mount {
             dir: dir.into(),
@@ -175,10 +175,10 @@ mod tests {
                     read_only: false,
                     mount: None
                 },
-                Step::AttachHead { read_only: false },
                 make(DeviceId::Origin(IMAGE), true),
-                make(DeviceId::Image(IMAGE), false),
                 Step::UnlockDevices,
+                Step::AttachHead { read_only: false },
+                make(DeviceId::Image(IMAGE), false),
             ]
         );
     }
@@ -204,7 +204,7 @@ mod tests {
             has_head: false,
             ..clone_of_an_attached_chain()
         };
-        assert_eq!(attach(&wanted)[1], Step::MakeHead);
+        assert_eq!(attach(&wanted)[3..5], [Step::MakeHead, Step::AttachHead { read_only: false }]);
     }
 
     #[test]

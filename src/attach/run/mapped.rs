@@ -36,7 +36,7 @@ pub struct Work<'a> {
     pub sealed: Sealed,
     pub top: Top,
     pub numbers: Numbers,
-    /// Loops that we made, or found.
+    /// Loops that we made.
     pub loops: BTreeMap<LoopId, u32>,
     pub devices: Option<DevicesLock>,
 }
@@ -51,7 +51,6 @@ impl Work<'_> {
     fn apply(&mut self, step: &Step) -> Result<(), StepError> {
         match step {
             Step::WriteState { read_only, mount } => {
-                self.place.make_mapped().map_err(StepError::io("make", self.place.mapped_dir()))?;
                 write_state(self.place, self.store, &self.record, &self.choice, *read_only, mount.clone())
             }
             Step::MakeHead => make_head(self.store, &mut self.record),
@@ -112,24 +111,30 @@ impl Work<'_> {
 
     fn attach_loop(&mut self, id: LoopId) -> Result<(), StepError> {
         let name = id.name(self.place.store);
-        let wanted = |file| loops::Attach {
-            file,
+        let (file, path) = match id {
+            LoopId::Delta(digest) => {
+                let path = self.store.object_paths(&digest).delta;
+                (File::open(&path).map_err(StepError::io("open", &path))?, path)
+            }
+            _ => {
+                let path = self.place.mapped_dir().join("metadata");
+                (self.make_metadata(&path).map_err(StepError::io("write", &path))?.0, path)
+            }
+        };
+        let wanted = loops::Attach {
+            file: &path,
             name: &name,
             read_only: true,
             direct_io: false,
         };
-        let made = match id {
-            LoopId::Delta(digest) => loops::attach(&wanted(&self.store.object_paths(&digest).delta))?,
-            _ => {
-                let path = self.place.mapped_dir().join("metadata");
-                let made = self.make_metadata(&path).map_err(StepError::io("write", &path))?;
-                loops::attach_open(&made.0, &wanted(&path))?
+        let made = loops::make(&file, &wanted)?;
+        self.note_loop(id, made);
+        self.place.set_hint(&name, made.number).map_err(|error| {
+            if let Err(left) = self.free(id, SHARED_PATIENCE) {
+                tracing::warn!(number = made.number, error = %left, "a loop device stays");
             }
-        };
-        self.place
-            .set_hint(&name, made.number)
-            .map_err(StepError::io("note the loops in", self.place.mapped_dir()))?;
-        self.note_loop(id, made.number)
+            StepError::io("note the loops in", self.place.mapped_dir())(error)
+        })
     }
 
     /// What a flat chain's short runs begin with: a file that lives as long as its loop.
@@ -147,10 +152,9 @@ impl Work<'_> {
         Ok(file)
     }
 
-    pub fn note_loop(&mut self, id: LoopId, number: u32) -> Result<(), StepError> {
-        self.loops.insert(id, number);
-        self.numbers.loops.insert(id, loops::dev_no(number)?);
-        Ok(())
+    fn note_loop(&mut self, id: LoopId, made: loops::Made) {
+        self.loops.insert(id, made.number);
+        self.numbers.loops.insert(id, made.device);
     }
 
     fn attach_head(&mut self, read_only: bool) -> Result<(), StepError> {
@@ -182,8 +186,9 @@ impl Work<'_> {
             read_only,
             direct_io: true,
         };
-        let made = loops::attach_open(file, &wanted)?;
-        self.note_loop(id, made.number)
+        let made = loops::make(file, &wanted)?;
+        self.note_loop(id, made);
+        Ok(())
     }
 
     fn make_device(&mut self, device: DeviceId, read_only: bool) -> Result<(), StepError> {
@@ -237,11 +242,15 @@ pub fn take_away(step: &Step, place: &Place, dm: &Dm) -> Result<(), StepError> {
             }
             Ok(())
         }
-        Step::FreeLoop { number, name } => {
-            loops::detach(*number, name, PATIENCE)?;
-            place
-                .forget_hint(name)
-                .map_err(StepError::io("forget a loop in", place.mapped_dir()))
+        Step::FreeLoop { number, name } => Ok(loops::detach(*number, name, PATIENCE)?),
+        Step::FreeUnused { number } => {
+            let is_shared = |name: &str| LoopId::is_shared(name, place.store);
+            match loops::detach_unused(*number, is_shared, PATIENCE)? {
+                Some(name) => place
+                    .forget_hint(&name)
+                    .map_err(StepError::io("forget a loop in", place.mapped_dir())),
+                None => Ok(()),
+            }
         }
         Step::RemoveState => place.remove_mapped().map_err(StepError::io("remove", place.mapped_state())),
         other => super::take_away(other, place),

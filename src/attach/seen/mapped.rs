@@ -8,9 +8,10 @@ use crate::attach::below::{self, Slave};
 use crate::attach::mode::Mode;
 use crate::attach::names::{DeviceId, LoopId};
 use crate::ids::{ImageId, StoreId};
+use crate::kernel::KernelError;
 use crate::kernel::dm::{DevNo, Dm, Info, SnapshotStatus};
+use crate::kernel::loops::{self, LoopDevice};
 use crate::kernel::mounts::{self, Mount};
-use crate::kernel::{KernelError, loops};
 use std::cell::OnceCell;
 use std::fs;
 use std::path::PathBuf;
@@ -38,8 +39,6 @@ pub struct ImageSeen {
     pub open_count: u32,
     /// Its maker came to the end.
     pub is_whole: bool,
-    /// Of its head.
-    pub snapshot: Option<SnapshotStatus>,
 }
 
 impl MappedSeen {
@@ -56,43 +55,40 @@ impl MappedSeen {
     }
 
     /// `half_done`: a verb on the image died, so that there may be loops on which nothing stands.
-    pub fn look(dm: &Dm, store: StoreId, id: ImageId, half_done: bool, mounts: &Mounts) -> Result<MappedSeen, AttachError> {
+    pub fn look(dm: &Dm, store: StoreId, id: ImageId, half_done: bool, around: &Around) -> Result<MappedSeen, AttachError> {
         let mut seen = MappedSeen::of(id);
-        let (image, origin) = (DeviceId::Image(id), DeviceId::Origin(id));
-        let top = dm.info(&image.uuid(store))?;
-        let below = dm.info(&origin.uuid(store))?;
+        let top = dm.info(&DeviceId::Image(id).uuid(store))?;
+        let below = dm.info(&DeviceId::Origin(id).uuid(store))?;
         seen.has_origin = below.is_some();
         if let Some(info) = &top {
-            let snapshot = below.is_some().then(|| dm.snapshot_status(&image.uuid(store))).and_then(Result::ok);
-            seen.image = Some(ImageSeen::of(info, snapshot));
-            seen.mounts = mounts_of(info, mounts)?;
+            seen.image = Some(ImageSeen::of(info));
+            seen.mounts = mounts_of(info, around)?;
         }
-        let all: Vec<Slave> = [&top, &below]
-            .into_iter()
-            .flatten()
-            .flat_map(|info| below::slaves(info.device))
-            .collect();
-        let is_base = |found: &DeviceId| found.is_shared();
-        seen.base = all.iter().find_map(|slave| match slave {
-            Slave::Mapped(name) => below::device_id(name, store).filter(is_base),
+        let slaves = |info: &Option<Info>| info.as_ref().map_or(Vec::new(), |info| below::slaves(info.device));
+        let (under_top, under_origin) = (slaves(&top), slaves(&below));
+        let is_base = |slave: &Slave| match slave {
+            Slave::Mapped(name) => below::device_id(name, store).filter(|found| found.is_shared()),
             _ => None,
-        });
-        let head = LoopId::Head(id).name(store);
-        seen.heads = match half_done || (top.is_none() && below.is_some()) {
-            true => loops::find(|name| name == head)?
-                .into_iter()
-                .map(|found| (found.number, head.clone()))
-                .collect(),
-            false => {
-                let numbers = all.iter().filter_map(|slave| match slave {
-                    Slave::Loop(number) => Some(*number),
-                    _ => None,
-                });
-                let ours = |number: &u32| loops::name_of(*number).as_ref() == Some(&head);
-                numbers.filter(ours).map(|number| (number, head.clone())).collect()
-            }
         };
+        // Without a head the image stands on it itself.
+        let on_base = if below.is_some() { &under_origin } else { &under_top };
+        seen.base = on_base.iter().find_map(is_base);
+        let head = LoopId::Head(id).name(store);
+        let numbers: Vec<u32> = match half_done || (top.is_none() && below.is_some()) {
+            true => around.loops_named(&head)?,
+            // Whoever frees one asks for its name.
+            false => under_top.iter().filter_map(Slave::number).collect(),
+        };
+        seen.heads = numbers.into_iter().map(|number| (number, head.clone())).collect();
         Ok(seen)
+    }
+
+    /// How the head does.
+    pub fn snapshot(&self, dm: &Dm, store: StoreId) -> Option<SnapshotStatus> {
+        let there = self.attached().is_some() && self.has_origin;
+        there
+            .then(|| dm.snapshot_status(&DeviceId::Image(self.id).uuid(store)))
+            .and_then(Result::ok)
     }
 
     /// The device, if all of it is there.
@@ -115,29 +111,49 @@ impl MappedSeen {
 }
 
 impl ImageSeen {
-    fn of(info: &Info, snapshot: Option<SnapshotStatus>) -> ImageSeen {
+    fn of(info: &Info) -> ImageSeen {
         ImageSeen {
             device: device_path(&info.name),
             number: (info.device.major, info.device.minor),
             read_only: info.read_only,
             open_count: info.open_count,
             is_whole: info.has_table,
-            snapshot,
         }
     }
 }
 
-/// What is mounted, read once and only if somebody asks.
+/// What is mounted, and all loop devices: each read once, and only if somebody asks.
 #[derive(Debug, Default)]
-pub struct Mounts(OnceCell<Vec<Mount>>);
+pub struct Around {
+    mounts: OnceCell<Vec<Mount>>,
+    loops: OnceCell<Vec<LoopDevice>>,
+}
 
-impl Mounts {
-    pub fn all(&self) -> Result<&[Mount], KernelError> {
-        if let Some(known) = self.0.get() {
-            return Ok(known);
+impl Around {
+    pub fn mounts(&self) -> Result<&[Mount], KernelError> {
+        known(&self.mounts, mounts::list)
+    }
+
+    pub fn loops(&self) -> Result<&[LoopDevice], KernelError> {
+        known(&self.loops, loops::list)
+    }
+
+    fn loops_named(&self, name: &str) -> Result<Vec<u32>, KernelError> {
+        let numbers = |found: &[LoopDevice]| {
+            let named = found.iter().filter(|found| found.name.as_deref() == Some(name));
+            named.map(|found| found.number).collect()
+        };
+        match self.loops.get() {
+            Some(all) => Ok(numbers(all)),
+            None => loops::find(|found| found == name).map(|found| numbers(&found)),
         }
-        let found = mounts::list()?;
-        Ok(self.0.get_or_init(|| found))
+    }
+}
+
+fn known<T>(cell: &OnceCell<Vec<T>>, list: impl FnOnce() -> Result<Vec<T>, KernelError>) -> Result<&[T], KernelError> {
+    match cell.get() {
+        Some(known) => Ok(known),
+        None => list().map(|found| cell.get_or_init(|| found).as_slice()),
     }
 }
 
@@ -146,13 +162,13 @@ pub fn device_path(name: &str) -> PathBuf {
     PathBuf::from("/dev/mapper").join(name)
 }
 
-fn mounts_of(info: &Info, mounts: &Mounts) -> Result<Vec<PathBuf>, KernelError> {
+fn mounts_of(info: &Info, around: &Around) -> Result<Vec<PathBuf>, KernelError> {
     // Nobody has it open: it is not mounted.
     if info.open_count == 0 {
         return Ok(Vec::new());
     }
     let DevNo { major, minor } = info.device;
-    let here = mounts.all()?.iter().filter(|m| (m.major, m.minor) == (major, minor));
+    let here = around.mounts()?.iter().filter(|m| (m.major, m.minor) == (major, minor));
     Ok(here.map(|m| m.dir.clone()).collect())
 }
 
