@@ -382,6 +382,11 @@ fn replies() -> Vec<(&'static str, Reply)> {
             Reply::Gc(GcReply {
                 dry_run: true,
                 removed: vec![gone],
+                parts: vec![GcPart {
+                    path: "/var/lib/blockbt/incoming/ab.part".into(),
+                    stored_bytes: Bytes(1 << 20),
+                }],
+                given_up_after_seconds: 7 * 86_400,
                 freed_bytes: Bytes(5 << 20),
                 kept_objects: 2,
             }),

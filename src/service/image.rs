@@ -5,8 +5,8 @@
 use super::engine::Engine;
 use super::look::allocated;
 use super::make::bounds;
-use super::{Clone, CloneReply, Gc, GcObject, GcReply, Rename, RenameReply, Rm, RmReply, ServiceError};
-use crate::store::{ImageRecord, ObjectKind, Txn};
+use super::{Clone, CloneReply, Gc, GcObject, GcPart, GcReply, Rename, RenameReply, Rm, RmReply, ServiceError};
+use crate::store::{GIVEN_UP_AFTER, ImageRecord, ObjectKind, Txn};
 use crate::units::Bytes;
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -104,6 +104,15 @@ impl Engine {
         Ok(GcReply {
             dry_run: ask.dry_run,
             removed: deltas,
+            parts: report
+                .parts
+                .into_iter()
+                .map(|part| GcPart {
+                    path: part.path,
+                    stored_bytes: part.freed,
+                })
+                .collect(),
+            given_up_after_seconds: GIVEN_UP_AFTER.as_secs(),
             freed_bytes: Bytes(report.freed.0),
             kept_objects: kept as u64,
         })

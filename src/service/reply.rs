@@ -205,7 +205,17 @@ replies! {
         unreferenced_objects: u64,
         unreferenced_bytes: Bytes,
     }
-    GcReply { dry_run: bool, removed: Vec<GcObject>, freed_bytes: Bytes, kept_objects: u64, }
+    GcReply {
+        dry_run: bool,
+        removed: Vec<GcObject>,
+        /// What had come of pulls that were given up.
+        parts: Vec<GcPart>,
+        /// As which a pull counts when nothing has come to it for so long.
+        given_up_after_seconds: u64,
+        freed_bytes: Bytes,
+        kept_objects: u64,
+    }
+    GcPart { path: PathBuf, stored_bytes: Bytes, }
     GcObject { digest: Digest, stored_bytes: Bytes, }
     PublishReply {
         name: ImageName,

@@ -5,6 +5,7 @@
 
 use super::error::{At, StoreError};
 use super::objects::{ObjectInfo, ObjectKind, kind_of};
+use super::parts::Part;
 use super::{Store, fs, stop};
 use crate::ids::{Digest, Sha256};
 use crate::units::Bytes;
@@ -19,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GcReport {
     pub removed: Vec<Removed>,
+    /// Of pulls that were given up, see [`GIVEN_UP_AFTER`](super::GIVEN_UP_AFTER).
+    pub parts: Vec<Part>,
     /// What belonged to objects that are no longer there.
     pub orphans: Vec<PathBuf>,
     pub freed: Bytes,
@@ -45,7 +48,13 @@ impl Store {
             .iter()
             .filter_map(|image| image.published.map(|p| p.manifest))
             .collect();
-        let mut report = GcReport::default();
+        let parts = self.gc_parts(dry_run)?;
+        stop::point("gc.parts");
+        let mut report = GcReport {
+            freed: Bytes(parts.iter().map(|part| part.freed.0).sum()),
+            parts,
+            ..GcReport::default()
+        };
         let mut gone = BTreeSet::new();
         for object in self.objects()? {
             let named = match object.kind {
@@ -70,7 +79,7 @@ impl Store {
             report.removed.push(Removed { kind: object.kind, freed });
         }
         for path in self.object_files()? {
-            if !gone.contains(&path) && kind_of(&path).is_none() && self.is_orphan(&path)? {
+            if !gone.contains(&path) && kind_of(&path).is_none() && self.is_orphan(&path, &report.parts)? {
                 report.freed = Bytes(report.freed.0 + discard(&path, dry_run)?.0);
                 report.orphans.push(path);
             }
@@ -90,7 +99,7 @@ impl Store {
     }
 
     /// Whether a file belongs to an object that is neither here nor arriving. What we do not know is nobody's orphan.
-    fn is_orphan(&self, path: &Path) -> Result<bool, StoreError> {
+    fn is_orphan(&self, path: &Path, parts: &[Part]) -> Result<bool, StoreError> {
         let Some((name, suffix)) = path
             .file_name()
             .and_then(|name| name.to_str())
@@ -107,7 +116,7 @@ impl Store {
             self.incoming_dir().join(format!("{digest}.part")),
         ];
         for owner in &owners {
-            if owner.try_exists().at("look for", owner)? {
+            if !parts.iter().any(|gone| gone.path == *owner) && owner.try_exists().at("look for", owner)? {
                 return Ok(false);
             }
         }

@@ -73,6 +73,7 @@ pub const STOP_POINTS: &[&str] = &[
     "publish.manifest",
     "publish.recorded",
     "publish.done",
+    "gc.parts",
     "gc.delta",
     "gc.done",
 ];

@@ -21,7 +21,7 @@ const DECISIVE: [(&str, &str); 12] = [
     ("bounds", "bounds.recorded"),
     ("rename", "rename.renamed"),
     ("rm", "rm.renamed"),
-    ("gc", "gc.delta"),
+    ("gc", "gc.parts"),
     ("publish", "publish.recorded"),
 ];
 
@@ -60,6 +60,9 @@ fn prepared(verb: &str) -> Rig {
         "gc" => {
             rig.ok(&["create", "junk", "--size", "64M"]);
             rig.ok(&["rm", "junk"]);
+            let part = rig.root().join(format!("incoming/{}.part", "ab".repeat(32)));
+            fs::write(&part, noise(5, 10_000)).unwrap();
+            run("touch", &["-d", "8 days ago", text(&part)]);
         }
         _ => {}
     }

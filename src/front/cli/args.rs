@@ -321,8 +321,10 @@ pub enum Command {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Remove deltas that no image has
-    #[command(after_help = "Example:\n  blockbt-ctl gc --dry-run")]
+    /// Remove deltas that no image has, and what had come of pulls that were given up
+    #[command(
+        after_help = "A pull is given up when nothing has come to it for seven days; what had come is there for the same pull until then.\n\nExample:\n  blockbt-ctl gc --dry-run"
+    )]
     Gc {
         /// Only say what would go
         #[arg(long)]

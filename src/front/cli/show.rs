@@ -91,15 +91,22 @@ pub fn human(reply: &Reply) -> String {
             r.removed
                 .iter()
                 .for_each(|object| line(&mut out, format!("{} {}", object.digest, object.stored_bytes)));
+            r.parts
+                .iter()
+                .for_each(|part| line(&mut out, format!("{} {}", part.path.display(), part.stored_bytes)));
             let would = if r.dry_run { "would free" } else { "freed" };
+            let parts = match r.parts.len() as u64 {
+                0 => String::new(),
+                n => format!(
+                    " and {} of pulls to which nothing came for {} days",
+                    count(n, "part"),
+                    r.given_up_after_seconds / 86_400
+                ),
+            };
+            let deltas = count(r.removed.len() as u64, "delta");
             line(
                 &mut out,
-                format!(
-                    "{would} {} in {}, {} kept",
-                    r.freed_bytes,
-                    count(r.removed.len() as u64, "delta"),
-                    r.kept_objects
-                ),
+                format!("{would} {} in {deltas}{parts}, {} kept", r.freed_bytes, r.kept_objects),
             );
         }
         Reply::Publish(r) => {

@@ -93,3 +93,53 @@ fn an_object_that_is_there_already_stays_as_it_is() {
     let error = txn.commit_object(&short, &digest(1), b"meta", &description(1, 5)).unwrap_err();
     assert!(matches!(error, StoreError::ObjectDiffers { .. }), "{error}");
 }
+
+#[test]
+fn what_had_come_of_a_pull_goes_when_it_is_old_and_nobody_is_at_work_on_it() {
+    use crate::store::GIVEN_UP_AFTER;
+    use std::time::{Duration, SystemTime};
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1]);
+    let incoming = store.incoming_dir();
+    fs::make_dir(&incoming.join("small")).unwrap();
+    let part = |n: u64, age: Duration| {
+        let path = incoming.join(format!("{}.part", digest(n)));
+        write(&path, b"some of it").unwrap();
+        write(path.with_extension("units"), b"believed").unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_modified(SystemTime::now() - age).unwrap();
+        path
+    };
+    let minute = Duration::from_secs(60);
+    let (old, young, held) = (
+        part(5, GIVEN_UP_AFTER + minute),
+        part(6, GIVEN_UP_AFTER - minute),
+        part(7, GIVEN_UP_AFTER * 2),
+    );
+    let blob = incoming.join("small").join("0123.blob");
+    write(&blob, b"a manifest").unwrap();
+    let file = File::options().write(true).open(&blob).unwrap();
+    file.set_modified(SystemTime::now() - GIVEN_UP_AFTER * 2).unwrap();
+    // As a pull that is at work on it has it, however long nothing comes.
+    let at_work = fs::open_lock(&held).unwrap();
+    assert!(fs::try_lock(&at_work, &held).unwrap());
+    at_work.set_modified(SystemTime::now() - GIVEN_UP_AFTER * 2).unwrap();
+    // What was put beside the object that never came belongs to the part.
+    let shelf = store.object_paths(&digest(5)).delta.parent().unwrap().to_path_buf();
+    fs::ensure_dir(&shelf).unwrap();
+    let meta = store.object_paths(&digest(5)).meta;
+    write(&meta, b"x").unwrap();
+    let dry = store.gc(true, &|_| false).unwrap();
+    let gone: Vec<&Path> = dry.parts.iter().map(|part| &*part.path).collect();
+    let mut want = [&*old, &*blob];
+    want.sort_unstable();
+    assert_eq!((gone, &dry.orphans), (want.to_vec(), &vec![meta.clone()]));
+    assert!(dry.freed > Bytes::ZERO && old.exists() && blob.exists() && meta.exists());
+    assert_eq!(store.gc(false, &|_| false).unwrap(), dry);
+    for (path, stays) in [(&old, false), (&young, true), (&held, true)] {
+        assert_eq!((path.exists(), path.with_extension("units").exists()), (stays, stays), "{path:?}");
+    }
+    assert!(!blob.exists() && !meta.exists());
+    drop(at_work);
+    assert_eq!(store.gc(false, &|_| false).unwrap().parts.len(), 1);
+}
