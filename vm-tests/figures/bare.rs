@@ -24,7 +24,7 @@ pub const PARTS: [&str; 8] = [
     "resume it",
 ];
 
-/// The heads of a directory over one device, until this is dropped.
+/// The heads of a directory over the chain that is attached, until this is dropped.
 pub struct Heads {
     dm: DM,
     dir: PathBuf,
@@ -33,12 +33,13 @@ pub struct Heads {
 }
 
 impl Heads {
-    pub fn over(below: String, dir: PathBuf) -> Heads {
+    pub fn new(dir: PathBuf) -> Heads {
         fs::create_dir_all(&dir).expect("the disk takes a directory");
+        let dm = DM::new().expect("the guest has device-mapper");
         Heads {
-            dm: DM::new().expect("the guest has device-mapper"),
+            below: devices::lower(&dm),
+            dm,
             dir,
-            below,
             loops: Vec::new(),
         }
     }

@@ -4,7 +4,6 @@ use super::Bench;
 use super::bare::{self, Heads};
 use super::table::{Goal, Row, median};
 use super::tool::{self, ms};
-use devicemapper::DM;
 
 const CLONES: usize = 1000;
 const PART: usize = 100;
@@ -35,7 +34,7 @@ pub fn rows(bench: &Bench) -> Vec<Row> {
         }));
     }
     // The same beside it by hand, over the same chain.
-    let mut heads = Heads::over(lower(), bench.dir("heads"));
+    let mut heads = Heads::new(bench.dir("heads"));
     let mut parts = bare::PARTS.map(|_| Vec::new());
     for _ in 0..CLONES {
         heads.add().iter().zip(&mut parts).for_each(|(took, part)| part.push(*took));
@@ -99,14 +98,6 @@ fn ends(values: &[f64]) -> [f64; 2] {
 
 fn sums(parts: &[Vec<f64>]) -> Vec<f64> {
     (0..CLONES).map(|number| parts.iter().map(|part| part[number]).sum()).collect()
-}
-
-/// The chain that all stand on, as a table names it: one is attached.
-fn lower() -> String {
-    let dm = DM::new().expect("the guest has device-mapper");
-    let all = dm.list_devices().expect("devices can be listed");
-    let found = all.iter().find(|(name, ..)| name.to_string().contains("-lower-"));
-    found.expect("a clone is attached").1.to_string()
 }
 
 fn free_kib() -> f64 {

@@ -60,3 +60,10 @@ pub fn remove(dm: &DM, device: &str) {
     dm.device_remove(&id(device), DmOptions::default())
         .unwrap_or_else(|error| panic!("remove {device}: {error}"));
 }
+
+/// The device of the chain of ours that is attached, as a table names it.
+pub fn lower(dm: &DM) -> String {
+    let all = dm.list_devices().expect("devices can be listed");
+    let found = all.iter().find(|(name, ..)| name.to_string().contains("-lower-"));
+    found.expect("a chain is attached").1.to_string()
+}

@@ -68,7 +68,7 @@ fn main() {
         ours: ours::Ours::open(&Path::new(&disk).join("store")),
         disk: disk.into(),
     };
-    for left in ["upper", "uppers"] {
+    for left in ["upper", "uppers", "heads"] {
         // Mostly there is nothing.
         let _none = std::fs::remove_dir_all(bench.dir(left));
     }

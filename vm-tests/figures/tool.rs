@@ -54,11 +54,16 @@ pub struct Mounted(pub PathBuf);
 
 impl Mounted {
     pub fn ext4(device: &Path, at: &Path) -> Mounted {
-        Mounted::new(device, at, "ext4", None)
+        Mounted::new(device, at, "ext4", MsFlags::empty(), None)
     }
 
-    fn new(source: &Path, at: &Path, kind: &str, options: Option<&str>) -> Mounted {
-        mount(Some(source), at, Some(kind), MsFlags::empty(), options)
+    /// ext4 on a device that takes no write.
+    pub fn read_only(device: &Path, at: &Path) -> Mounted {
+        Mounted::new(device, at, "ext4", MsFlags::MS_RDONLY, Some("noload"))
+    }
+
+    fn new(source: &Path, at: &Path, kind: &str, flags: MsFlags, options: Option<&str>) -> Mounted {
+        mount(Some(source), at, Some(kind), flags, options)
             .unwrap_or_else(|error| panic!("mount {kind} {} at {}: {error}", source.display(), at.display()));
         Mounted(at.into())
     }
@@ -71,7 +76,7 @@ impl Mounted {
         for dir in ["upper", "work"] {
             fs::create_dir_all(upper.join(dir)).expect("the disk takes a directory");
         }
-        Mounted::new(Path::new("overlay"), at, "overlay", Some(&options))
+        Mounted::new(Path::new("overlay"), at, "overlay", MsFlags::empty(), Some(&options))
     }
 }
 
