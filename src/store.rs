@@ -28,7 +28,7 @@ pub use error::StoreError;
 pub use gc::{GcReport, Removed};
 pub use image::{HeadRecord, HistoryEntry, ImageListing, ImageRecord, Published};
 pub use lock::{Guard, ImageLock};
-pub use make::make_head;
+pub use make::{Cloned, make_head};
 pub use objects::{Description, ObjectInfo, ObjectKind, ObjectPaths};
 pub use parts::{GIVEN_UP_AFTER, Part};
 pub use problems::Problem;

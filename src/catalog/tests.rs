@@ -133,13 +133,13 @@ fn what_nobody_told_is_learnt_by_the_next_opener() {
     store
         .clone_image(&name("a"), &name("b"), crate::store::HeadBounds::default())
         .unwrap()
-        .1
+        .txn
         .done_untold()
         .unwrap();
     store
         .clone_image(&name("a"), &name("c"), crate::store::HeadBounds::default())
         .unwrap()
-        .1
+        .txn
         .done_untold()
         .unwrap();
     open.refresh(&store).unwrap();
@@ -154,7 +154,7 @@ fn what_nobody_told_is_learnt_by_the_next_opener() {
     store
         .clone_image(&name("a"), &name("e"), crate::store::HeadBounds::default())
         .unwrap()
-        .1
+        .txn
         .done_untold()
         .unwrap();
     std::fs::write(store.root().join("catalog.untold/x"), "damage").unwrap();

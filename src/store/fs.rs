@@ -4,15 +4,17 @@
 
 use super::error::{At, StoreError};
 use crate::units::Bytes;
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags};
-use std::ffi::OsString;
-use std::fs::{DirEntry, File};
-use std::io::{self, Read, Write};
+use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RawDir, RenameFlags, ResolveFlags};
+use rustix::io::Errno;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Room for most of the small files that are read as a whole.
-const USUAL_FILE: usize = 16 << 10;
+/// Room for the entries of a directory that are read at once.
+const ENTRIES: usize = 16 << 10;
 
 /// Random bytes for a name that nobody else has.
 pub fn random<const N: usize>() -> [u8; N] {
@@ -23,58 +25,62 @@ pub fn random<const N: usize>() -> [u8; N] {
 
 /// Opens a plain file for reading.
 pub fn open_read(path: &Path) -> Result<File, StoreError> {
+    open_sized(path).map(|(file, _)| file)
+}
+
+/// The same, and how long it is.
+fn open_sized(path: &Path) -> Result<(File, u64), StoreError> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fd = rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::empty()).at("open", path)?;
     let file = File::from(fd);
-    if !file.metadata().at("look at", path)?.is_file() {
+    let meta = file.metadata().at("look at", path)?;
+    if !meta.is_file() {
         return Err(StoreError::Damaged {
             path: path.into(),
             why: "not a plain file".into(),
         });
     }
-    Ok(file)
+    Ok((file, meta.len()))
 }
 
-/// All of a small file. Errors: [`StoreError::TooLarge`] past `max` bytes, before they are read.
+/// All of a small file, that nobody changes: what is read is replaced, never written to. Errors: [`StoreError::TooLarge`] past `max` bytes, before
+/// they are read.
 pub fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, StoreError> {
-    let file = open_read(path)?;
-    // With room from the start it is one read, and not one for each doubling.
-    let mut bytes = Vec::with_capacity(USUAL_FILE.min(max as usize + 1));
-    (&file).take(max + 1).read_to_end(&mut bytes).at("read", path)?;
-    if bytes.len() as u64 > max {
-        let len = Bytes(file.metadata().at("look at", path)?.len());
+    let (file, len) = open_sized(path)?;
+    if len > max {
         return Err(StoreError::TooLarge {
             path: path.into(),
-            len,
+            len: Bytes(len),
             max: Bytes(max),
         });
     }
+    let mut bytes = vec![0; len as usize];
+    file.read_exact_at(&mut bytes, 0).at("read", path)?;
     Ok(bytes)
+}
+
+/// A directory of our own, to work in by names: the kernel does not walk a long path then for each.
+pub fn open_dir(path: &Path) -> Result<File, StoreError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map(File::from).at("open", path)
 }
 
 /// Writes a file of our own, over what a crash left there, and syncs it; its directory is the caller's.
 pub fn write_synced(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
-    write_then(path, bytes, mode, File::sync_all)
-}
-
-/// The same for a file that [`sync_all`] syncs later, before anybody relies on it.
-pub fn write_unsynced(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
-    write_then(path, bytes, mode, |_| Ok(()))
-}
-
-fn write_then(path: &Path, bytes: &[u8], mode: u32, finish: impl FnOnce(&File) -> io::Result<()>) -> Result<(), StoreError> {
     unlink_if_there(path)?;
-    let mut file = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)
-        .at("make", path)?;
-    let written = file.write_all(bytes).and_then(|()| finish(&file));
+    let written = write_new(path, bytes, mode).and_then(|file| file.sync_all().at("write", path));
     if written.is_err() {
         unlink_if_there(path)?;
     }
-    written.at("write", path)
+    written
+}
+
+/// Writes a file where there is none, for [`sync_all`] to sync before anybody relies on it.
+pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<File, StoreError> {
+    let made = File::options().write(true).create_new(true).mode(mode).open(path);
+    let mut file = made.at("make", path)?;
+    file.write_all(bytes).at("write", path)?;
+    Ok(file)
 }
 
 /// Replaces `path` with `bytes`, all of them or none; durable when it returns.
@@ -87,20 +93,14 @@ pub fn replace(path: &Path, draft: &Path, bytes: &[u8], mode: u32) -> Result<(),
     sync_parent(path)
 }
 
-/// Syncs new files and then the directories that name them: durable when it returns. All of them are on their way to disk before the first is
+/// Syncs new files and then the directory that names them: durable when it returns. All of them are on their way to disk before the first is
 /// waited for, so that the file system writes its own journal once and not once per file.
-pub fn sync_all(files: &[&Path], dirs: &[&Path]) -> Result<(), StoreError> {
-    let mut open = Vec::with_capacity(files.len());
-    for path in files {
-        let file = open_read(path)?;
-        // Only for speed, and not every file system can.
-        let _not_supported = crate::sys::writeback::start(&file);
-        open.push((path, file));
+pub fn sync_all(files: &[&File], dir: &File, path: &Path) -> Result<(), StoreError> {
+    // The first is waited for at once. Only for speed, and not every file system can.
+    for file in &files[1..] {
+        let _not_supported = crate::sys::writeback::start(file);
     }
-    for (path, file) in open {
-        file.sync_all().at("sync", path)?;
-    }
-    dirs.iter().try_for_each(|dir| sync_dir(dir))
+    files.iter().chain([&dir]).try_for_each(|file| file.sync_all()).at("sync", path)
 }
 
 pub fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
@@ -127,28 +127,38 @@ pub fn unlink_if_there(path: &Path) -> Result<(), StoreError> {
 /// Removes a tree, or what another process that removes it too has left. `last` goes after everything else; who puts it back meanwhile takes the
 /// rest over.
 pub fn remove_tree(path: &Path, last: &str) -> Result<(), StoreError> {
-    let is_gone = |error: &StoreError| error.is_missing();
-    let entries: Vec<DirEntry> = match std::fs::read_dir(path).and_then(Iterator::collect).at("list", path) {
-        Err(error) if is_gone(&error) => return Ok(()),
+    let dir = match open_dir(path) {
+        Err(error) if error.is_missing() => return Ok(()),
         other => other?,
     };
-    for entry in entries.iter().filter(|entry| entry.file_name() != last) {
-        let kind = entry.file_type();
-        let entry = entry.path();
+    let unlink = |name: &OsStr| match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
+        Err(Errno::NOENT) => Ok(()),
+        // Not every file system tells in its listing.
+        Err(Errno::ISDIR) => remove_tree(&path.join(name), ""),
+        other => other.at("remove", &path.join(name)),
+    };
+    for (name, kind) in entries(&dir, path)?.iter().filter(|(name, _)| name != last) {
         match kind {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Ok(kind) if kind.is_dir() => remove_tree(&entry, "")?,
-            Ok(_) => unlink_if_there(&entry)?,
-            Err(error) => return Err(error).at("look at", &entry),
+            FileType::Directory => remove_tree(&path.join(name), "")?,
+            _ => unlink(name)?,
         }
     }
     if !last.is_empty() {
-        unlink_if_there(&path.join(last))?;
+        unlink(OsStr::new(last))?;
     }
-    match std::fs::remove_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && !last.is_empty() => Ok(()),
-        other => other.at("remove", path),
+    match remove_dir(path)? {
+        true => Ok(()),
+        false if !last.is_empty() => Ok(()),
+        false => Err(Errno::NOTEMPTY).at("remove", path),
+    }
+}
+
+/// Removes an empty directory, if it is there; whether it was empty.
+pub fn remove_dir(path: &Path) -> Result<bool, StoreError> {
+    match rustix::fs::rmdir(path) {
+        Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
+        Err(Errno::NOENT) => Ok(true),
+        other => other.map(|()| true).at("remove", path),
     }
 }
 
@@ -162,8 +172,22 @@ pub fn sync_parent(path: &Path) -> Result<(), StoreError> {
 
 /// The names in a directory.
 pub fn list(path: &Path) -> Result<Vec<OsString>, StoreError> {
-    let entries = std::fs::read_dir(path).at("list", path)?;
-    entries.map(|entry| Ok(entry.at("list", path)?.file_name())).collect()
+    let dir = File::open(path).at("list", path)?;
+    Ok(entries(&dir, path)?.into_iter().map(|(name, _)| name).collect())
+}
+
+fn entries(dir: &File, path: &Path) -> Result<Vec<(OsString, FileType)>, StoreError> {
+    let mut buffer = Vec::with_capacity(ENTRIES);
+    let mut listing = RawDir::new(dir, buffer.spare_capacity_mut());
+    let mut found = Vec::new();
+    while let Some(entry) = listing.next() {
+        let entry = entry.at("list", path)?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            found.push((OsStr::from_bytes(name).into(), entry.file_type()));
+        }
+    }
+    Ok(found)
 }
 
 /// Makes a directory unless it is there; durable when it returns.
@@ -182,7 +206,7 @@ pub fn make_dir(path: &Path) -> Result<(), StoreError> {
 /// Whether the lock was free; the caller's file then has it.
 pub fn try_lock(file: &File, path: &Path) -> Result<bool, StoreError> {
     match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(Errno::WOULDBLOCK) => Ok(false),
         other => other.map(|()| true).at("lock", path),
     }
 }
@@ -216,10 +240,15 @@ pub fn is_at(file: &File, path: &Path) -> Result<bool, StoreError> {
     }
 }
 
+/// A second name for a file, from one open directory into another.
+pub fn link(from: &File, old: &str, to: &File, new: &str) -> Result<(), Errno> {
+    rustix::fs::linkat(from, old, to, new, AtFlags::empty())
+}
+
 /// A second name for a file; where the file system cannot give one (`EMLINK`, `EXDEV`), a reflink or a copy.
 pub fn link_or_copy(from: &Path, to: &Path) -> Result<(), StoreError> {
     match rustix::fs::linkat(CWD, from, CWD, to, AtFlags::empty()) {
-        Err(errno @ (rustix::io::Errno::MLINK | rustix::io::Errno::XDEV)) => {
+        Err(errno @ (Errno::MLINK | Errno::XDEV)) => {
             tracing::warn!(from = %from.display(), to = %to.display(), cause = %errno, "a copy in place of a hardlink");
             copy(from, to, 0o400)
         }
@@ -254,7 +283,7 @@ fn copy_data(source: &File, target: &File) -> io::Result<()> {
     let mut end = 0;
     while end < len {
         let mut at = match rustix::fs::seek(source, SeekFrom::Data(end)) {
-            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            Err(Errno::NXIO) => return Ok(()),
             other => other?,
         };
         end = rustix::fs::seek(source, SeekFrom::Hole(at))?.min(len);

@@ -4,11 +4,12 @@
 //! verb links what it needs into its own folder under the same lock, so that nothing goes that somebody is about to use.
 
 use super::error::{At, StoreError};
-use super::objects::{ObjectInfo, ObjectKind, kind_of};
+use super::objects::{ObjectInfo, ObjectKind, kind_of, object_name};
 use super::parts::Part;
-use super::{Store, fs, stop};
+use super::{ImageRecord, Store, fs, stop};
 use crate::ids::{Digest, Sha256};
 use crate::units::Bytes;
+use rustix::fs::AtFlags;
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -88,6 +89,25 @@ impl Store {
         Ok(report)
     }
 
+    /// How many deltas only this image has, and their bytes. Counted by its links: to look through the whole store would cost more than all the
+    /// rest of an `rm`.
+    pub fn only_in(&self, record: &ImageRecord) -> Result<(u64, Bytes), StoreError> {
+        let (mut count, mut bytes) = (0, 0);
+        let objects = self.objects_dir();
+        let shelves = std::fs::File::open(&objects).at("open", &objects)?;
+        for digest in record.chain.iter().collect::<BTreeSet<_>>() {
+            // Two names: the object's own, and this image's.
+            let stat = rustix::fs::statat(&shelves, object_name(digest, "delta"), AtFlags::empty());
+            let Some(stat) = stat.ok().filter(|stat| stat.st_nlink == 2) else {
+                continue;
+            };
+            let beside = self.beside(&ObjectKind::Delta(*digest));
+            count += 1;
+            bytes += stat.st_blocks as u64 * 512 + beside.iter().map(|path| allocated(path).0).sum::<u64>();
+        }
+        Ok((count, Bytes(bytes)))
+    }
+
     fn beside(&self, kind: &ObjectKind) -> Vec<PathBuf> {
         match kind {
             ObjectKind::Delta(digest) => {
@@ -126,9 +146,13 @@ impl Store {
 
 /// Removes a file that may not be there; tells what it took.
 fn discard(path: &Path, dry_run: bool) -> Result<Bytes, StoreError> {
-    let freed = std::fs::symlink_metadata(path).map_or(0, |meta| meta.blocks() * 512);
+    let freed = allocated(path);
     if !dry_run {
         fs::unlink_if_there(path)?;
     }
-    Ok(Bytes(freed))
+    Ok(freed)
+}
+
+fn allocated(path: &Path) -> Bytes {
+    Bytes(std::fs::symlink_metadata(path).map_or(0, |meta| meta.blocks() * 512))
 }

@@ -70,6 +70,11 @@ fn unlock(file: &File) {
 }
 
 impl ImageLock {
+    /// Whether it is the lock of the image whose directory is at `dir` now.
+    pub(super) fn is_of(&self, dir: &Path) -> Result<bool, StoreError> {
+        fs::is_at(&self.file, &dir.join("lock"))
+    }
+
     /// A copy for a child process: the image stays locked until the child is gone as well.
     ///
     /// Hand it on as one of the child's standard streams (`Command::stdin`). It closes on `exec` like any other, so that no child that some
@@ -96,11 +101,19 @@ impl AsFd for ImageLock {
 }
 
 impl Store {
-    /// Takes an image for itself: to attach, change or remove it. What a dead process left half done in the store is settled first.
+    /// Takes an image for itself: to attach, change or remove it. What a dead process left half done in the store is settled: nobody who dies
+    /// later can have been at work on this image.
     ///
     /// Errors: [`StoreError::InUse`], [`StoreError::NotFound`]; never waits.
     pub fn lock_image(&self, name: &ImageName) -> Result<ImageLock, StoreError> {
-        let lock = self.lock_image_unasked(name)?;
+        let lock = self.lock_unused(name)?;
+        self.recover_again(Some(&lock))?;
+        Ok(lock)
+    }
+
+    /// The same, without a look at the rest of the store.
+    pub(super) fn lock_unused(&self, name: &ImageName) -> Result<ImageLock, StoreError> {
+        let lock = self.lock_image_raw(name)?;
         // Under the lock: whoever attaches takes it first.
         let id = ImageId::of(name);
         match &self.guard {
@@ -113,22 +126,20 @@ impl Store {
 
     /// The same without asking the guard, for whoever has its answer.
     pub fn lock_image_unasked(&self, name: &ImageName) -> Result<ImageLock, StoreError> {
-        self.recover()?;
-        self.lock_image_raw(name)
+        let lock = self.lock_image_raw(name)?;
+        self.recover_again(Some(&lock))?;
+        Ok(lock)
     }
 
     pub(super) fn lock_image_raw(&self, name: &ImageName) -> Result<ImageLock, StoreError> {
         let dir = self.image_dir(ImageId::of(name));
-        // Renamed or removed, and perhaps made again, between open and lock: then the lock is some other image's.
         loop {
-            if !dir.try_exists().at("look for", &dir)? {
-                return Err(StoreError::NotFound { name: name.clone() });
-            }
             match lock_dir(&dir) {
-                Err(error) if error.is_missing() => {}
+                Err(error) if error.is_missing() => return Err(StoreError::NotFound { name: name.clone() }),
                 Err(error) => return Err(error),
                 Ok(None) => return Err(StoreError::InUse { name: name.clone() }),
-                Ok(Some(lock)) if fs::is_at(&lock.file, &dir.join("lock"))? => return Ok(lock),
+                Ok(Some(lock)) if lock.is_of(&dir)? => return Ok(lock),
+                // Renamed or removed, and perhaps made again, between open and lock: it is some other image's.
                 Ok(Some(_)) => {}
             }
         }

@@ -5,7 +5,8 @@
 
 use super::error::{At, StoreError};
 use super::image::{HeadRecord, HistoryEntry, ImageRecord, Published, delta_name, record_bytes};
-use super::lock::{self, ImageLock};
+use super::lock::{self, ImageLock, Shared};
+use super::objects::{no_object, object_name};
 use super::txn::{Intent, Txn};
 use super::{Store, fs, stop};
 use crate::blockio::FileIo;
@@ -37,41 +38,39 @@ impl Txn {
     ///
     /// Errors: [`StoreError::Exists`], [`StoreError::NoObject`].
     pub fn publish_image(&self, record: &ImageRecord) -> Result<(), StoreError> {
-        let shared = self.store().share()?;
-        let dir = self.image_dir();
-        self.link_chain(record)?;
-        self.write_new_record(&dir, record)?;
+        let head = match record.head {
+            Some(_) => Some(fs::open_read(&self.image_dir().join("head.delta"))?),
+            None => None,
+        };
+        self.publish_shared(&self.store().share()?, record, head)
+    }
+
+    fn publish_shared(&self, shared: &Shared, record: &ImageRecord, head: Option<File>) -> Result<(), StoreError> {
+        self.complete_image(shared, record, head)?;
         stop::step(self.verb(), "prepared");
-        claim(self.store(), &dir, &record.name)?;
-        drop(shared);
+        claim(self.store(), &self.image_dir(), &record.name)?;
         stop::step(self.verb(), "renamed");
         Ok(())
     }
-}
 
-impl Txn {
-    /// Gives the prepared image the deltas of its chain. The caller has the store's lock.
-    pub(super) fn link_chain(&self, record: &ImageRecord) -> Result<(), StoreError> {
-        let dir = self.image_dir();
-        record.chain.iter().enumerate().try_for_each(|(index, digest)| {
-            let missing = |error: StoreError| match error.is_missing() {
-                true => StoreError::NoObject { digest: *digest },
-                false => error,
-            };
-            fs::link_or_copy(&self.store().object_paths(digest).delta, &dir.join(delta_name(index))).map_err(missing)
-        })
-    }
-
-    /// The record of a new image, and its head: on disk together, before the image has its name.
-    pub(super) fn write_new_record(&self, dir: &Path, record: &ImageRecord) -> Result<(), StoreError> {
-        let path = dir.join("image.json");
-        fs::write_unsynced(&path, &record_bytes(&path, record)?, 0o600)?;
-        let head = dir.join("head.delta");
-        let mut files = vec![&*path];
-        if record.head.is_some() {
-            files.push(&head);
+    /// Gives the prepared image the deltas of its chain and its record: all is on disk, with its open head, when it returns.
+    pub(super) fn complete_image(&self, _shared: &Shared, record: &ImageRecord, head: Option<File>) -> Result<(), StoreError> {
+        let path = self.image_dir();
+        let dir = fs::open_dir(&path)?;
+        let objects = self.store().objects_dir();
+        let shelves = File::open(&objects).at("open", &objects)?;
+        for (index, digest) in record.chain.iter().enumerate() {
+            let (object, name) = (object_name(digest, "delta"), delta_name(index));
+            // Says what is wrong, or copies.
+            let by_path = || fs::link_or_copy(&objects.join(&object), &path.join(&name));
+            fs::link(&shelves, &object, &dir, &name)
+                .or_else(|_| by_path())
+                .map_err(|error| no_object(error, digest))?;
         }
-        fs::sync_all(&files, &[dir])
+        let path = path.join("image.json");
+        let record = fs::write_new(&path, &record_bytes(&path, record)?, 0o600)?;
+        let files: Vec<&File> = [&record].into_iter().chain(&head).collect();
+        fs::sync_all(&files, &dir, &path)
     }
 
     /// Writes down what was published, the deltas of `chain`, after the manifest that this transaction put into the store. The image may be attached.
@@ -94,18 +93,21 @@ impl Txn {
     }
 }
 
+/// A new image, a clone.
+#[must_use]
+pub struct Cloned {
+    pub record: ImageRecord,
+    /// The source's head, which the clone does not have.
+    pub left_out: Option<HeadRecord>,
+    pub txn: Txn,
+}
+
 impl Store {
     /// A second image with the same sealed deltas, and an empty head within `bounds`: also while the source is attached, and as fast for any size.
     ///
     /// The transaction is to be [`Txn::done`] when the catalogue knows. Errors: [`StoreError::NotFound`], [`StoreError::Exists`].
-    pub fn clone_image(&self, from: &ImageName, name: &ImageName, bounds: HeadBounds) -> Result<(ImageRecord, Txn), StoreError> {
+    pub fn clone_image(&self, from: &ImageName, name: &ImageName, bounds: HeadBounds) -> Result<Cloned, StoreError> {
         self.must_be_free(name)?;
-        self.image(from)?;
-        let txn = self.begin(Intent::Clone {
-            from: from.clone(),
-            name: name.clone(),
-        })?;
-        let _lock = txn.new_image()?;
         // Shared, from reading the chain until it is linked: should the source go meanwhile, its objects do not.
         let shared = self.share()?;
         let source = self.image(from)?;
@@ -118,12 +120,21 @@ impl Store {
         record.chain = source.chain;
         record.next_head = bounds;
         let head = record.new_head(ChunkSize::HEAD);
-        make_head(&txn.image_dir().join("head.delta"), &head)?;
         record.head = Some(head);
         record.add_history(HistoryEntry::now("clone", from.as_str()));
-        txn.publish_image(&record)?;
-        drop(shared);
-        Ok((record, txn))
+        let intent = Intent::Clone {
+            from: from.clone(),
+            name: name.clone(),
+        };
+        let txn = self.begin_shared(&shared, intent, None)?;
+        fs::make_dir(&txn.image_dir())?;
+        let file = make_head(&txn.image_dir().join("head.delta"), &head)?;
+        txn.publish_shared(&shared, &record, Some(file))?;
+        Ok(Cloned {
+            record,
+            left_out: source.head,
+            txn,
+        })
     }
 
     /// Errors: [`StoreError::NotFound`], [`StoreError::Exists`], [`StoreError::InUse`].
@@ -153,8 +164,8 @@ impl Store {
     /// Errors: [`StoreError::NotFound`], [`StoreError::InUse`].
     pub fn remove_image(&self, name: &ImageName) -> Result<Txn, StoreError> {
         let lock = self.lock_image(name)?;
-        let txn = self.begin_with(Intent::Rm { name: name.clone() }, Some(lock))?;
-        let _shared = self.share()?;
+        let shared = self.share()?;
+        let txn = self.begin_shared(&shared, Intent::Rm { name: name.clone() }, Some(lock))?;
         fs::rename(&self.image_dir(ImageId::of(name)), &txn.image_dir())?;
         fs::sync_dir(&self.images_dir())?;
         stop::point("rm.renamed");
@@ -173,7 +184,7 @@ impl Store {
 }
 
 /// Makes the empty head that `record` describes, in a new file; [`Txn::publish_image`] makes it durable.
-pub fn make_head(path: &Path, record: &HeadRecord) -> Result<(), StoreError> {
+pub fn make_head(path: &Path, record: &HeadRecord) -> Result<File, StoreError> {
     let damaged = |error: UnitError| StoreError::Damaged {
         path: path.into(),
         why: error.to_string(),
@@ -187,8 +198,9 @@ pub fn make_head(path: &Path, record: &HeadRecord) -> Result<(), StoreError> {
         .open(path)
         .at("make", path)?;
     // A head is made at the size that the image has: that is its smallest yet.
-    match Head::create_within(FileIo(file), chunk, record.smallest_size, record.bounds()) {
-        Ok(_) => Ok(()),
+    let file = FileIo(file);
+    match Head::create_within(&file, chunk, record.smallest_size, record.bounds()) {
+        Ok(_) => Ok(file.0),
         Err(HeadError::Io { work, source }) => Err(StoreError::Io {
             doing: match work {
                 "making" => "format",

@@ -86,7 +86,8 @@ impl Description {
 
 impl Store {
     pub fn object_paths(&self, digest: &Digest) -> ObjectPaths {
-        let file = |suffix| self.object_file(&digest.to_string(), suffix);
+        let objects = self.objects_dir();
+        let file = |suffix| objects.join(object_name(digest, suffix));
         ObjectPaths {
             delta: file("delta"),
             meta: file("meta"),
@@ -97,11 +98,11 @@ impl Store {
     }
 
     pub fn manifest_path(&self, manifest: &Sha256) -> PathBuf {
-        self.object_file(&manifest.to_string(), "manifest")
+        self.objects_dir().join(object_name(manifest, "manifest"))
     }
 
     pub fn manifest_torrent_path(&self, manifest: &Sha256) -> PathBuf {
-        self.object_file(&manifest.to_string(), "torrent")
+        self.objects_dir().join(object_name(manifest, "torrent"))
     }
 
     /// Whether a delta is here, whole.
@@ -209,7 +210,7 @@ impl Store {
 
     /// All files below `objects/`.
     pub(super) fn object_files(&self) -> Result<Vec<PathBuf>, StoreError> {
-        let root = self.root.join("objects");
+        let root = self.objects_dir();
         let mut files = Vec::new();
         for shelf in fs::list(&root)? {
             let shelf = root.join(shelf);
@@ -220,8 +221,8 @@ impl Store {
         Ok(files)
     }
 
-    fn object_file(&self, name: &str, suffix: &str) -> PathBuf {
-        self.root.join("objects").join(&name[..2]).join(format!("{name}.{suffix}"))
+    pub(super) fn objects_dir(&self) -> PathBuf {
+        self.root.join("objects")
     }
 }
 
@@ -296,6 +297,12 @@ impl Txn {
     }
 }
 
+/// Of a file, below `objects/`.
+pub(super) fn object_name(digest: &impl ToString, suffix: &str) -> String {
+    let name = digest.to_string();
+    format!("{}/{name}.{suffix}", &name[..2])
+}
+
 fn description_bytes(description: &Description) -> Vec<u8> {
     serde_json::to_vec_pretty(description).expect("a description has only JSON's own types")
 }
@@ -323,7 +330,7 @@ pub(super) fn kind_of(path: &Path) -> Option<ObjectKind> {
     }
 }
 
-fn no_object(error: StoreError, digest: &Digest) -> StoreError {
+pub(super) fn no_object(error: StoreError, digest: &Digest) -> StoreError {
     if error.is_missing() {
         StoreError::NoObject { digest: *digest }
     } else {

@@ -10,30 +10,54 @@ use super::txn::{FileIdentity, Intent};
 use super::{Store, fs, image};
 use crate::ids::{ImageId, ImageName};
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 /// How long a start waits to be alone in the store when there is something to tidy up; the next start tries again.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// The image of a transaction that is settled.
+enum Locked {
+    /// The caller has it.
+    Before,
+    Now(#[expect(dead_code, reason = "it is held")] ImageLock),
+    Missing,
+}
+
 impl Store {
-    /// Settles what dead processes left. Costs two listings when nobody died.
-    pub fn recover(&self) -> Result<(), StoreError> {
+    /// Settles what dead processes left; says whether there was anything. Costs two listings when nobody died.
+    pub fn recover(&self) -> Result<bool, StoreError> {
+        self.recover_with(None)
+    }
+
+    /// The same at the cost of one look, for who has recovered the store before: whoever died since then has left a folder in `tmp/`. With the lock of
+    /// an image, if the caller has one.
+    pub fn recover_again(&self, lock: Option<&ImageLock>) -> Result<bool, StoreError> {
+        let tmp = self.tmp_dir();
+        // A directory has a name in each that is in it. Where the file system does not count them it says 1, or what is found at the next start.
+        match std::fs::metadata(&tmp).at("look at", &tmp)?.nlink() {
+            2 => Ok(false),
+            _ => self.recover_with(lock),
+        }
+    }
+
+    fn recover_with(&self, lock: Option<&ImageLock>) -> Result<bool, StoreError> {
         if !self.unfinished()?.iter().any(|id| self.seems_dead(id)) {
-            return Ok(());
+            return Ok(false);
         }
         let dead = match self.exclude(PATIENCE) {
-            Err(StoreError::Busy { .. }) => return Ok(()),
+            Err(StoreError::Busy { .. }) => return Ok(false),
             // Alone: nobody is between making a folder and locking its owner, and no draft outside such a folder is anybody's.
             Ok(_alone) => self.adopt_dead()?,
             Err(error) => return Err(error),
         };
-        for (id, _owner) in dead {
-            match self.settle(&id, None) {
+        for (id, _owner) in &dead {
+            match self.settle(id, lock) {
                 Ok(()) => tracing::info!(txn = id, "settled what a dead process left"),
                 Err(error) => tracing::warn!(txn = id, cause = %error, "unfinished work of a dead process stays"),
             }
         }
-        Ok(())
+        Ok(!dead.is_empty())
     }
 
     /// Transactions that have a folder or an entry.
@@ -82,7 +106,7 @@ impl Store {
         Ok(dead)
     }
 
-    /// Completes or undoes one transaction whose owner's lock the caller has, and forgets it. `lock` is its image's, if the caller has that.
+    /// Completes or undoes one transaction whose owner's lock the caller has, and forgets it. `lock` is an image's, if the caller has one.
     pub(super) fn settle(&self, id: &str, lock: Option<&ImageLock>) -> Result<(), StoreError> {
         let intent = self.read_entry(id)?;
         match &intent {
@@ -94,11 +118,13 @@ impl Store {
             Some(Intent::Pull { .. }) => self.sweep_arrived()?,
             Some(Intent::Publish { .. } | Intent::Rm { .. }) | None => {}
         }
-        fs::remove_tree(&self.txn_dir(id), "owner")?;
-        if intent.is_some() {
+        let dir = self.txn_dir(id);
+        if intent.is_some() || std::fs::symlink_metadata(dir.join("owner")).is_ok_and(|owner| owner.len() > 0) {
             self.mark_index_stale()?;
         }
-        fs::unlink_if_there(&self.entry_path(id))
+        // The folder last, as it is looked for.
+        fs::unlink_if_there(&self.entry_path(id))?;
+        fs::remove_tree(&dir, "owner")
     }
 
     /// Renamed directory, old record: writes the record. Otherwise the rename did not happen, or all of it did.
@@ -116,9 +142,9 @@ impl Store {
 
     /// The record is what was decided, one way or the other: the links in the image's directory follow it.
     fn settle_flatten(&self, id: &str, name: &ImageName, lock: Option<&ImageLock>) -> Result<(), StoreError> {
-        match (lock, self.lock_if_there(name, lock.is_some())?) {
-            (None, None) => Ok(()),
-            (_, _ours) => self.align_links(&self.image(name)?, &self.txn_dir(id).join(LINK_DRAFT)),
+        match self.lock_if_there(name, lock)? {
+            Locked::Missing => Ok(()),
+            Locked::Before | Locked::Now(_) => self.align_links(&self.image(name)?, &self.txn_dir(id).join(LINK_DRAFT)),
         }
     }
 
@@ -131,9 +157,9 @@ impl Store {
         head: FileIdentity,
         lock: Option<&ImageLock>,
     ) -> Result<(), StoreError> {
-        let _ours = match (lock, self.lock_if_there(name, lock.is_some())?) {
-            (None, None) => return Ok(()),
-            (_, ours) => ours,
+        let _ours = match self.lock_if_there(name, lock)? {
+            Locked::Missing => return Ok(()),
+            ours => ours,
         };
         let dir = self.image_dir(ImageId::of(name));
         let record = self.image(name)?;
@@ -158,14 +184,16 @@ impl Store {
         Ok(())
     }
 
-    /// The lock of an image, `None` when there is no such image any more or the caller has it.
-    fn lock_if_there(&self, name: &ImageName, has_it: bool) -> Result<Option<ImageLock>, StoreError> {
-        if has_it {
-            return Ok(None);
+    /// Locks an image, unless `lock` is its own.
+    fn lock_if_there(&self, name: &ImageName, lock: Option<&ImageLock>) -> Result<Locked, StoreError> {
+        if let Some(lock) = lock
+            && lock.is_of(&self.image_dir(ImageId::of(name)))?
+        {
+            return Ok(Locked::Before);
         }
-        match self.lock_image_raw(name) {
-            Err(StoreError::NotFound { .. }) => Ok(None),
-            other => other.map(Some),
+        match self.lock_unused(name) {
+            Err(StoreError::NotFound { .. }) => Ok(Locked::Missing),
+            other => other.map(Locked::Now),
         }
     }
 }

@@ -56,14 +56,12 @@ impl Txn {
                 fs::unlink_if_there(&path)?;
                 let head = before.new_head(ChunkSize::HEAD);
                 // What it reserves is for the larger disk; the smallest size is not in the file.
-                make_head(
-                    &path,
-                    &HeadRecord {
-                        smallest_size: size,
-                        ..head
-                    },
-                )?;
-                fs::sync_all(&[&path], &[&store.image_dir(before.id())])?;
+                let reserved = HeadRecord {
+                    smallest_size: size,
+                    ..head
+                };
+                let dir = store.image_dir(before.id());
+                fs::sync_all(&[&make_head(&path, &reserved)?], &fs::open_dir(&dir)?, &dir)?;
                 head
             }
         };
@@ -109,7 +107,7 @@ impl Txn {
         };
         let store = self.store();
         let (place, ready) = (store.image_dir(ImageId::of(name)), self.image_dir());
-        let _shared = store.share()?;
+        let shared = store.share()?;
         // Until the exchange nobody changes the record that the new one is made from.
         let folder = std::fs::File::open(&place).at("open", &place)?;
         fs::wait_lock(&folder, FlockOperation::LockExclusive, &place)?;
@@ -120,8 +118,8 @@ impl Txn {
         if let Some(entry) = entry {
             record.add_history(entry);
         }
-        self.link_chain(&record)?;
-        self.write_new_record(&ready, &record)?;
+        let file = fs::open_read(&ready.join("head.delta"))?;
+        self.complete_image(&shared, &record, Some(file))?;
         stop::point("shrink.prepared");
         fs::exchange(&ready, &place)?;
         fs::sync_parent(&place)?;

@@ -208,7 +208,7 @@ fn image_json_is_pinned() {
 fn a_clone_shares_the_sealed_deltas_and_has_a_head_of_its_own() {
     let (_dir, store) = empty_store();
     image(&store, "a", &[1, 2, 3]);
-    let (record, txn) = store.clone_image(&name("a"), &name("b/c"), FRESH).unwrap();
+    let Cloned { record, txn, .. } = store.clone_image(&name("a"), &name("b/c"), FRESH).unwrap();
     txn.done().unwrap();
     assert_eq!(record, store.image(&name("b/c")).unwrap());
     assert_eq!(record.chain, [digest(1), digest(2), digest(3)]);
@@ -232,7 +232,7 @@ fn an_attached_image_is_cloned_without_its_head() {
     let (_dir, store) = empty_store();
     image(&store, "a", &[1]);
     let _lock = store.lock_image(&name("a")).unwrap();
-    store.clone_image(&name("a"), &name("c"), FRESH).unwrap().1.done().unwrap();
+    store.clone_image(&name("a"), &name("c"), FRESH).unwrap().txn.done().unwrap();
     assert_ne!(read(store.head_path(&name("c"))).unwrap(), b"written head");
 }
 
@@ -338,7 +338,7 @@ fn a_clone_of_twenty_deltas_takes_milliseconds() {
             store
                 .clone_image(&name("a"), &name(&format!("c{n}")), FRESH)
                 .unwrap()
-                .1
+                .txn
                 .done()
                 .unwrap();
             start.elapsed()

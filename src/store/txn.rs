@@ -1,15 +1,16 @@
 //! Work in progress: a folder of its own, a line in the journal, and a lock that dies with the process.
 //!
-//! Refuses to know how work is finished; see `recover`. Invariant: from before its first change until after its last, a transaction has a journal
-//! entry on disk and holds the lock of `tmp/<id>/owner`; an entry whose lock is free is a dead process's.
+//! Refuses to know how work is finished; see `recover`. Invariant: from before its first change until after its last, a transaction has an entry, in
+//! `journal/` and on disk if there may be something to settle, and else in `tmp/<id>/owner`, and holds the lock of that file; where it is free, its
+//! process is dead.
 
-use super::error::StoreError;
-use super::lock::{ImageLock, Moment};
+use super::error::{At, StoreError};
+use super::lock::{ImageLock, Moment, Shared};
 use super::{Store, fs, stop};
 use crate::ids::ImageName;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 const ENTRY_VERSION: u64 = 1;
@@ -70,7 +71,7 @@ pub struct FileIdentity {
     mtime_nanoseconds: i64,
 }
 
-/// One file of `journal/`.
+/// What is in a file of `journal/`, or in an owner's.
 #[derive(Debug, Serialize, Deserialize)]
 struct Entry {
     version: u64,
@@ -92,7 +93,7 @@ pub struct Txn {
     store: Store,
     id: String,
     intent: Intent,
-    _owner: Moment,
+    owner: Moment,
     pub(super) lock: Option<ImageLock>,
     finished: bool,
 }
@@ -116,7 +117,7 @@ impl Intent {
 
     /// Whether one rename, into its own folder or out of it, is all that it does elsewhere. Then nothing is ever undone or completed, and its
     /// entry only says what the catalogue has to learn: it need not survive a power cut, after which the catalogue is made again.
-    fn is_one_rename(&self) -> bool {
+    pub(super) fn is_one_rename(&self) -> bool {
         matches!(self, Intent::Clone { .. } | Intent::Rm { .. })
     }
 
@@ -156,8 +157,11 @@ impl Store {
     }
 
     pub(super) fn begin_with(&self, intent: Intent, lock: Option<ImageLock>) -> Result<Txn, StoreError> {
-        // A sweep sees a folder without a locked owner as a dead one's: none can run while there is such a moment.
-        let shared = self.share()?;
+        self.begin_shared(&self.share()?, intent, lock)
+    }
+
+    /// A sweep sees a folder without a locked owner as a dead one's: none can run while the caller has the store's lock.
+    pub(super) fn begin_shared(&self, _shared: &Shared, intent: Intent, lock: Option<ImageLock>) -> Result<Txn, StoreError> {
         let id = hex::encode(fs::random::<8>());
         let dir = self.txn_dir(&id);
         fs::make_dir(&dir)?;
@@ -174,7 +178,7 @@ impl Store {
             store: self.clone(),
             id,
             intent,
-            _owner: Moment(owner),
+            owner: Moment(owner),
             lock,
             finished: false,
         };
@@ -184,10 +188,9 @@ impl Store {
             intent: txn.intent.clone(),
         };
         let bytes = serde_json::to_vec(&entry).expect("an entry has only JSON's own types");
-        let path = self.entry_path(&txn.id);
         let written = match txn.intent.is_one_rename() {
-            true => fs::write_unsynced(&path, &bytes, 0o600),
-            false => fs::replace(&path, &dir.join("entry"), &bytes, 0o600),
+            true => txn.owner.0.write_all_at(&bytes, 0).at("write", &path),
+            false => fs::replace(&self.entry_path(&txn.id), &dir.join("entry"), &bytes, 0o600),
         };
         match written {
             // Who makes room must not need any. A folder without an entry is swept, which is all that this entry would ask for.
@@ -197,7 +200,6 @@ impl Store {
             }
             other => other?,
         }
-        drop(shared);
         stop::step(txn.verb(), "journal");
         Ok(txn)
     }
@@ -210,7 +212,7 @@ impl Store {
         self.journal_dir().join(format!("{id}.json"))
     }
 
-    /// The intent of a journal entry; `None` when it has none, or no longer.
+    /// The intent of an entry in `journal/`; `None` when it has none, or no longer.
     pub(super) fn read_entry(&self, id: &str) -> Result<Option<Intent>, StoreError> {
         read_entry_at(&self.entry_path(id))
     }
@@ -265,12 +267,20 @@ impl Txn {
         self.intent.verb()
     }
 
+    /// True of one in sixteen, by chance: for what need not be done each time.
+    pub fn is_one_of_sixteen(&self) -> bool {
+        self.id.ends_with('0')
+    }
+
     pub(super) fn id(&self) -> &str {
         &self.id
     }
 
     pub(super) fn entry_path(&self) -> PathBuf {
-        self.store.entry_path(&self.id)
+        match self.intent.is_one_rename() {
+            true => self.dir().join("owner"),
+            false => self.store.entry_path(&self.id),
+        }
     }
 
     /// The work is whole, and the catalogue knows: forgets it. A crash between the two is why the catalogue comes first.
@@ -280,8 +290,13 @@ impl Txn {
     }
 
     pub(super) fn done_quietly(mut self) -> Result<(), StoreError> {
-        fs::unlink_if_there(&self.entry_path())?;
-        fs::remove_tree(&self.dir(), "owner")?;
+        if !self.intent.is_one_rename() {
+            fs::unlink_if_there(&self.entry_path())?;
+        }
+        let dir = self.dir();
+        if !fs::remove_dir(&dir)? {
+            fs::remove_tree(&dir, "owner")?;
+        }
         self.finished = true;
         Ok(())
     }

@@ -1,10 +1,10 @@
 //! What the catalogue has not heard: of images that were cloned, renamed or removed without opening it.
 //!
-//! Refuses to know the catalogue. Invariant: from before a change until it is told, its journal entry is in `journal/` or, once the work is whole,
-//! in `catalog.untold/`. A power cut may take it: after that the catalogue is made again anyway.
+//! Refuses to know the catalogue. Invariant: from before a change until it is told, its entry is the transaction's or, once the work is whole, in
+//! `catalog.untold/`. A power cut may take it: after that the catalogue is made again anyway.
 
 use super::error::StoreError;
-use super::txn::{Txn, read_entry_at};
+use super::txn::{Intent, Txn, read_entry_at};
 use super::{Store, fs, stop};
 use crate::ids::ImageName;
 use std::ffi::OsString;
@@ -56,11 +56,18 @@ impl Txn {
     /// The work is whole, and the catalogue hears of it from whoever opens it next: opening it takes longer than all the rest of a clone.
     pub fn done_untold(self) -> Result<(), StoreError> {
         stop::step(self.verb(), "done");
+        if let Intent::Rm { .. } = self.intent() {
+            // As long as the folder has its owner nobody else takes it for a dead one's.
+            fs::remove_tree(&self.image_dir(), "")?;
+        }
         let dir = self.store().untold_dir();
-        let made = fs::make_dir(&dir).or_else(|error| if error.is_exists() { Ok(()) } else { Err(error) });
-        match made.and_then(|()| fs::rename(&self.entry_path(), &dir.join(self.id()))) {
-            // No room, now or for the entry of an `rm`.
-            Err(error) if error.is_full() || error.is_missing() => self.store().mark_index_stale()?,
+        let tell = || fs::rename(&self.entry_path(), &dir.join(self.id()));
+        let told = tell().or_else(|error| match error.is_missing() {
+            true => fs::ensure_dir(&dir).and_then(|()| tell()),
+            false => Err(error),
+        });
+        match told {
+            Err(error) if error.is_full() => self.store().mark_index_stale()?,
             other => other?,
         }
         self.done_quietly()

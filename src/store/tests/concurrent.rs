@@ -15,8 +15,8 @@ fn one_of_twenty_gets_the_name() {
                 let store = Store::open(store.root()).unwrap();
                 start.wait();
                 match store.clone_image(&name("a"), &name("same"), FRESH) {
-                    Ok((_, txn)) => {
-                        txn.done().unwrap();
+                    Ok(made) => {
+                        made.txn.done().unwrap();
                         won.fetch_add(1, Ordering::Relaxed);
                     }
                     Err(error) => assert!(matches!(error, StoreError::Exists { .. }), "{error}"),
@@ -43,7 +43,7 @@ fn twenty_at_once_make_list_rename_and_remove_beside_gc_and_new_starts() {
                         // Every one a start of its own, that sweeps.
                         let store = Store::open(root).unwrap();
                         let (first, second) = (name(&format!("i{n}")), name(&format!("r{n}")));
-                        store.clone_image(&name("a"), &first, FRESH).unwrap().1.done().unwrap();
+                        store.clone_image(&name("a"), &first, FRESH).unwrap().txn.done().unwrap();
                         let listing = store.images().unwrap();
                         assert!(listing.unreadable.is_empty(), "{:?}", listing.unreadable);
                         assert!(listing.images.iter().any(|image| image.name == first));

@@ -36,7 +36,7 @@ pub fn assert_aligned(store: &Store, text: &str) {
 fn the_oldest_deltas_give_way_to_one_and_siblings_notice_nothing() {
     let (_dir, store) = empty_store();
     image(&store, "a", &[1, 2, 3, 4, 5]);
-    store.clone_image(&name("a"), &name("b"), FRESH).unwrap().1.done().unwrap();
+    store.clone_image(&name("a"), &name("b"), FRESH).unwrap().txn.done().unwrap();
     let published = Published {
         manifest: Sha256([1; 32]),
         info_hash: InfoHash([2; 20]),

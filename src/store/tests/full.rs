@@ -37,7 +37,7 @@ const VERBS: [Verb; 8] = [
     ("import", |store| make(store, Intent::Import { name: name("x") }, &[7, 8])),
     ("pull", |store| make(store, Intent::Pull { name: name("x") }, &[1, 7])),
     ("clone", |store| {
-        store.clone_image(&name("a"), &name("x"), FRESH).map(|(_, txn)| txn)
+        store.clone_image(&name("a"), &name("x"), FRESH).map(|made| made.txn)
     }),
     ("commit", |store| commit(store, "a", 7)),
     ("publish", publish),

@@ -6,7 +6,7 @@ use super::*;
 fn gc_takes_what_no_image_and_no_transaction_has() {
     let (_dir, store) = empty_store();
     image(&store, "a", &[1, 2]);
-    store.clone_image(&name("a"), &name("b"), FRESH).unwrap().1.done().unwrap();
+    store.clone_image(&name("a"), &name("b"), FRESH).unwrap().txn.done().unwrap();
     let all = |_: &ObjectInfo| false;
     assert_eq!(store.gc(false, &all).unwrap(), GcReport::default());
     store.remove_image(&name("a")).unwrap().done().unwrap();
