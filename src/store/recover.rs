@@ -6,7 +6,7 @@
 use super::error::{At, StoreError};
 use super::flatten::LINK_DRAFT;
 use super::lock::{ImageLock, Moment};
-use super::txn::{FileIdentity, Intent};
+use super::txn::{FileIdentity, Intent, Live};
 use super::{Store, fs, image};
 use crate::ids::{ImageId, ImageName};
 use std::collections::BTreeSet;
@@ -60,13 +60,14 @@ impl Store {
         Ok(!dead.is_empty())
     }
 
-    /// Transactions that have a folder or an entry.
+    /// Transactions that have a folder or an entry, but those of this process.
     fn unfinished(&self) -> Result<BTreeSet<String>, StoreError> {
         let text = |name: std::ffi::OsString| name.into_string().ok();
         let folders = fs::list(&self.tmp_dir())?.into_iter().filter_map(text);
         let entries = fs::list(&self.journal_dir())?.into_iter().filter_map(text);
         let entries = entries.filter_map(|name| name.strip_suffix(".json").map(String::from));
-        Ok(folders.chain(entries).collect())
+        let all: BTreeSet<String> = folders.chain(entries).collect();
+        Ok(&all - &Live::all())
     }
 
     /// A guess, for a moment's worth: whoever makes the folder may not have locked it yet, and may be removing it by now.

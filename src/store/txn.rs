@@ -10,8 +10,10 @@ use super::{Store, fs, stop};
 use crate::ids::ImageName;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
 
 const ENTRY_VERSION: u64 = 1;
 const MAX_ENTRY: u64 = 1 << 20;
@@ -94,8 +96,32 @@ pub struct Txn {
     id: String,
     intent: Intent,
     owner: Moment,
+    _live: Live,
     pub(super) lock: Option<ImageLock>,
     finished: bool,
+}
+
+/// A transaction of this process, which nobody has to ask the file system about.
+#[derive(Debug)]
+pub(super) struct Live(String);
+
+static LIVE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+impl Live {
+    fn new(id: &str) -> Live {
+        Live::all().insert(id.into());
+        Live(id.into())
+    }
+
+    pub fn all() -> MutexGuard<'static, BTreeSet<String>> {
+        LIVE.lock().expect("no thread panics while it holds this lock")
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        Live::all().remove(&self.0);
+    }
 }
 
 impl Intent {
@@ -163,6 +189,7 @@ impl Store {
     /// A sweep sees a folder without a locked owner as a dead one's: none can run while the caller has the store's lock.
     pub(super) fn begin_shared(&self, _shared: &Shared, intent: Intent, lock: Option<ImageLock>) -> Result<Txn, StoreError> {
         let id = hex::encode(fs::random::<8>());
+        let live = Live::new(&id);
         let dir = self.txn_dir(&id);
         fs::make_dir(&dir)?;
         let path = dir.join("owner");
@@ -179,6 +206,7 @@ impl Store {
             id,
             intent,
             owner: Moment(owner),
+            _live: live,
             lock,
             finished: false,
         };

@@ -4,6 +4,8 @@ use super::flatten::{assert_aligned, flatten};
 use super::*;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const VERB: &str = "BLOCKBT_TEST_VERB";
 const ROOT: &str = "BLOCKBT_TEST_ROOT";
@@ -335,6 +337,44 @@ fn dead_work_on_an_image_in_use_waits() {
     store.lock_image(&name("a")).unwrap();
     assert!(is_tidy(&store), "who takes the image settles it first");
     assert!(!store.delta_path(&name("a"), 2).exists());
+}
+
+#[test]
+fn dead_work_on_an_attached_image_waits_for_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("s");
+    let mut store = prepare(&root);
+    let is_attached = Arc::new(AtomicBool::new(true));
+    let asked = is_attached.clone();
+    store.set_guard(Guard::new(move |_, _| Ok(asked.load(Ordering::Relaxed))));
+    die_at(&root, "commit.recorded");
+    store.recover().unwrap();
+    assert!(matches!(store.lock_image(&name("a")), Err(StoreError::InUse { .. })));
+    assert_eq!(
+        read(store.head_path(&name("a"))).unwrap(),
+        b"written head",
+        "the kernel may have it"
+    );
+    is_attached.store(false, Ordering::Relaxed);
+    store.lock_image(&name("a")).unwrap();
+    assert_eq!(read(store.head_path(&name("a"))).unwrap(), b"next head");
+    assert!(is_tidy(&store));
+}
+
+#[test]
+fn who_dies_beside_an_open_store_is_found_by_a_look() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("s");
+    let store = prepare(&root);
+    for point in ["clone.journal", "import.object", "rm.renamed"] {
+        assert!(!store.recover_again(None).unwrap());
+        die_at(&root, point);
+        assert!(store.recover_again(None).unwrap(), "{point}");
+        assert!(is_tidy(&store) && store.index_marker().exists(), "{point}");
+        std::fs::remove_file(store.index_marker()).unwrap();
+    }
+    let mine = store.begin(Intent::Create { name: name("x") }).unwrap();
+    assert!(!store.recover_again(None).unwrap() && mine.dir().exists());
 }
 
 #[test]
