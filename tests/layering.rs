@@ -51,6 +51,7 @@ const HOMES: &[(&str, &[&str])] = &[
     // librqbit's storage trait speaks it.
     ("anyhow", &["front/cli", "bin", "swarm/storage"]),
     ("fuser", &["fuse"]),
+    ("loopdev", &["sys", "kernel"]),
     ("devicemapper", &["kernel/dm"]),
     ("axum", &["swarm", "front"]),
     ("flate2", &["files"]),

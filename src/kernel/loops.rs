@@ -6,6 +6,7 @@ use super::KernelError;
 use super::dm::DevNo;
 use crate::sys;
 use crate::units::Bytes;
+use loopdev::LoopControl;
 use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -97,7 +98,7 @@ pub struct Made {
     pub device: DevNo,
 }
 
-/// As [`attach_open`], without asking the kernel what became of it: four calls where nobody else makes one.
+/// As [`attach_open`], without asking the kernel what became of it: five calls where nobody else makes one.
 pub fn make(file: &File, wanted: &Attach) -> Result<Made, KernelError> {
     configured(file, wanted).map(|(made, _)| made)
 }
@@ -139,39 +140,41 @@ fn configured(file: &File, wanted: &Attach) -> Result<(Made, File), KernelError>
 }
 
 /// Opened once by this process.
-fn control() -> Result<&'static File, KernelError> {
-    static OPENED: OnceLock<File> = OnceLock::new();
+fn control() -> Result<&'static LoopControl, KernelError> {
+    static OPENED: OnceLock<LoopControl> = OnceLock::new();
     if let Some(control) = OPENED.get() {
         return Ok(control);
     }
-    let control = open_file(Path::new(CONTROL), false).map_err(|e| KernelError::new("open", CONTROL, e))?;
+    let control = LoopControl::open().map_err(|e| KernelError::new("open", CONTROL, e))?;
     Ok(OPENED.get_or_init(|| control))
 }
 
-/// A free device, opened.
-fn next_free(control: &File) -> Result<(u32, File), KernelError> {
-    let number = sys::loops::next_free(control).map_err(|e| KernelError::new("find a free loop device by", CONTROL, e))?;
-    open_device(number).map(|device| (number, device))
+/// A free device, opened; makes its node where no udev did.
+fn next_free(control: &LoopControl) -> Result<(u32, File), KernelError> {
+    let found = match control.next_free() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make_nodes().and_then(|()| control.next_free()),
+        other => other,
+    };
+    found
+        .and_then(|device| {
+            let path = device.path().ok_or(io::ErrorKind::NotFound)?;
+            let number = path.to_str().and_then(|path| path.strip_prefix("/dev/loop")?.parse().ok());
+            Ok((number.ok_or(io::ErrorKind::InvalidData)?, sys::loops::opened(device)))
+        })
+        .map_err(|e| KernelError::new("find a free loop device by", CONTROL, e))
 }
 
 /// A device with a number that none had, opened. Another one may be faster here, too, or with the number.
-fn one_more(control: &File) -> Result<(u32, File), KernelError> {
+fn one_more(control: &LoopControl) -> Result<(u32, File), KernelError> {
     let failed = |e| KernelError::new("add a loop device by", CONTROL, e);
     let number = numbers().map_err(failed)?.last().map_or(0, |last| last + 1);
-    match sys::loops::add(control, number) {
-        Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(failed(error)),
-        _ => open_device(number).map(|device| (number, device)),
+    match control.add(number) {
+        Ok(device) => return Ok((number, sys::loops::opened(device))),
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make_nodes().map_err(failed)?,
+        Err(error) => return Err(failed(error)),
     }
-}
-
-/// Makes its node where no udev did.
-fn open_device(number: u32) -> Result<File, KernelError> {
-    let path = node(number);
-    let opened = match open_file(&path, false) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => make_nodes().and_then(|()| open_file(&path, false)),
-        other => other,
-    };
-    opened.map_err(|e| KernelError::new("open", path, e))
+    open_file(&node(number), false).map(|device| (number, device)).map_err(failed)
 }
 
 /// `/dev/loopN` for each device that the kernel has and `/dev` has not.

@@ -4,15 +4,14 @@
 
 use super::check;
 use crate::units::Bytes;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd};
 
 const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
 const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
 const LOOP_SET_CAPACITY: libc::Ioctl = 0x4C07;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
-const LOOP_CTL_ADD: libc::Ioctl = 0x4C80;
-const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
@@ -94,17 +93,10 @@ pub struct Status {
     pub autoclear: bool,
 }
 
-/// The number of a device that is free now; made if there is none. `control` is `/dev/loop-control`.
-pub fn next_free(control: &impl AsFd) -> io::Result<u32> {
-    // SAFETY: LOOP_CTL_GET_FREE takes no argument and touches no memory of ours.
-    let number = check(unsafe { libc::ioctl(control.as_fd().as_raw_fd(), LOOP_CTL_GET_FREE, 0) })?;
-    u32::try_from(number).map_err(|_| io::ErrorKind::InvalidData.into())
-}
-
-/// Makes the device with this number. Errors: `EEXIST` if there is one.
-pub fn add(control: &impl AsFd, number: u32) -> io::Result<()> {
-    // SAFETY: LOOP_CTL_ADD takes a number and touches no memory of ours.
-    check(unsafe { libc::ioctl(control.as_fd().as_raw_fd(), LOOP_CTL_ADD, libc::c_ulong::from(number)) }).map(drop)
+/// The device, in a handle that can be borrowed from.
+pub fn opened(device: loopdev::LoopDevice) -> File {
+    // SAFETY: `into_raw_fd` hands over an open descriptor that nobody else closes.
+    unsafe { File::from_raw_fd(device.into_raw_fd()) }
 }
 
 /// Puts `file` beneath a free loop device, with all its settings at once.
