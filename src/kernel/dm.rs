@@ -11,6 +11,8 @@ pub use probe::Support;
 pub use table::{DevNo, Line, MAX_TARGETS, Persistence, SnapshotStatus, Table, TableError, Target};
 
 use super::KernelError;
+use crate::sys;
+use crate::sys::dm::Spec;
 use devicemapper::{DM, DevId, DeviceInfo, DmError, DmFlags, DmName, DmOptions, DmUdevFlags, DmUuid, errors};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use std::fs::{self, File};
@@ -181,13 +183,15 @@ impl Dm {
 
     /// Puts a table beside the live one; the next [`Dm::resume`] swaps them.
     pub fn load(&self, uuid: &str, table: &Table, read_only: bool) -> Result<(), KernelError> {
-        let line = |line: &Line| (line.start, line.len, line.target.kind().to_string(), line.target.params());
-        let lines: Vec<_> = table.lines().iter().map(line).collect();
-        let flags = if read_only { DmFlags::DM_READONLY } else { DmFlags::empty() };
-        self.dm
-            .table_load(&by_uuid(uuid)?, &lines, DmOptions::default().set_flags(flags))
-            .map(drop)
-            .map_err(|e| KernelError::new("load a table into", uuid, cause(e)))
+        let spec = |line: &Line| Spec {
+            start: line.start,
+            len: line.len,
+            kind: line.target.kind(),
+            params: line.target.params(),
+        };
+        parse_uuid(uuid)?;
+        sys::dm::load_table(self.control(), uuid, read_only, table.lines().iter().map(spec))
+            .map_err(|e| KernelError::new("load a table into", uuid, e))
     }
 
     /// Holds back what is read and written from now on, until [`Dm::resume`].
