@@ -127,6 +127,19 @@ pub fn unlink_if_there(path: &Path) -> Result<(), StoreError> {
 /// Removes a tree, or what another process that removes it too has left. `last` goes after everything else; who puts it back meanwhile takes the
 /// rest over.
 pub fn remove_tree(path: &Path, last: &str) -> Result<(), StoreError> {
+    empty_tree(path, last)?;
+    if !last.is_empty() {
+        unlink_if_there(&path.join(last))?;
+    }
+    match remove_dir(path)? {
+        true => Ok(()),
+        false if !last.is_empty() => Ok(()),
+        false => Err(Errno::NOTEMPTY).at("remove", path),
+    }
+}
+
+/// Removes what is in a tree, but `last`.
+pub fn empty_tree(path: &Path, last: &str) -> Result<(), StoreError> {
     let dir = match open_dir(path) {
         Err(error) if error.is_missing() => return Ok(()),
         other => other?,
@@ -143,14 +156,7 @@ pub fn remove_tree(path: &Path, last: &str) -> Result<(), StoreError> {
             _ => unlink(name)?,
         }
     }
-    if !last.is_empty() {
-        unlink(OsStr::new(last))?;
-    }
-    match remove_dir(path)? {
-        true => Ok(()),
-        false if !last.is_empty() => Ok(()),
-        false => Err(Errno::NOTEMPTY).at("remove", path),
-    }
+    Ok(())
 }
 
 /// Removes an empty directory, if it is there; whether it was empty.

@@ -120,6 +120,8 @@ impl Store {
             Some(Intent::Publish { .. } | Intent::Rm { .. }) | None => {}
         }
         let dir = self.txn_dir(id);
+        // First of all, as there may be no room for the mark.
+        fs::empty_tree(&dir, "owner")?;
         if intent.is_some() || std::fs::symlink_metadata(dir.join("owner")).is_ok_and(|owner| owner.len() > 0) {
             self.mark_index_stale()?;
         }

@@ -97,6 +97,14 @@ fn until_it_fits(disk: &SmallDisk, fill: &dyn Fn(u64), empty: &dyn Fn()) {
                 );
                 failures += 1;
             }
+            for folder in fs::list(&store.tmp_dir()).unwrap() {
+                let left = fs::list(&store.tmp_dir().join(folder)).unwrap();
+                assert_eq!(
+                    left,
+                    ["owner"],
+                    "{verb} with room for {room}: what was made is no longer in the way"
+                );
+            }
             if result.is_err() && verb != "rename" {
                 assert_eq!(after, before, "{verb} with room for {room}");
             }
