@@ -154,7 +154,7 @@ fn away(store: &Store, name: &ImageName, own: Option<&Attached>, kind: Kind) -> 
     if there.is_nothing() {
         return Err(AttachError::NotAttached { name: name.clone() });
     }
-    if own.is_none() && place.is_owned() {
+    if own.is_none() && (there.is_marked || there.has_place) && place.is_owned() {
         return Err(AttachError::Owned { name: name.clone() });
     }
     let device = there.attached();

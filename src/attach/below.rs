@@ -12,7 +12,7 @@ use crate::kernel::loops;
 use crate::units::{Bytes, Sectors};
 use rustix::fs::RawDir;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::mem::MaybeUninit;
 
@@ -173,30 +173,43 @@ impl Slave {
 
 /// What a device-mapper device stands on, each once.
 pub fn slaves(device: DevNo) -> Vec<Slave> {
-    let Ok(entries) = fs::read_dir(format!("/sys/dev/block/{device}/slaves")) else {
-        return Vec::new();
-    };
     let slave = |name: &str| match name.strip_prefix("loop").and_then(|number| number.parse().ok()) {
         Some(number) => Slave::Loop(number),
         None if name.starts_with("dm-") => Slave::Mapped(name.into()),
         None => Slave::Other,
     };
-    entries.filter_map(|entry| Some(slave(entry.ok()?.file_name().to_str()?))).collect()
+    let mut found = Vec::new();
+    entries::<{ 8 << 10 }>(device, "slaves", |name| {
+        found.push(slave(name));
+        true
+    });
+    found
 }
 
 /// Whether a device stands on it. Of thousands no more than the first is listed.
 fn has_holders(device: DevNo) -> bool {
-    let Ok(dir) = File::open(format!("/sys/dev/block/{device}/holders")) else {
-        return false;
+    let mut any = false;
+    entries::<256>(device, "holders", |_| {
+        any = true;
+        false
+    });
+    any
+}
+
+/// Names in a directory of a device, asked for `PIECE` bytes at a time, as long as `each` wants more.
+fn entries<const PIECE: usize>(device: DevNo, dir: &str, mut each: impl FnMut(&str) -> bool) {
+    let Ok(dir) = File::open(format!("/sys/dev/block/{device}/{dir}")) else {
+        return;
     };
-    let mut buffer = [MaybeUninit::uninit(); 256];
+    let mut buffer = [MaybeUninit::uninit(); PIECE];
     let mut entries = RawDir::new(dir, &mut buffer);
     while let Some(Ok(entry)) = entries.next() {
-        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            return true;
+        match entry.file_name().to_str() {
+            Ok("." | "..") | Err(_) => {}
+            Ok(name) if each(name) => {}
+            Ok(_) => return,
         }
     }
-    false
 }
 
 /// How large a device is.

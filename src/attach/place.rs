@@ -2,21 +2,23 @@
 //!
 //! Refuses to know devices. Invariant: `state.json` is a hint for people and for finding names; what is attached is the kernel's to say.
 
+mod listing;
+mod state;
+
+pub use listing::{Listing, list};
+pub use state::{RootIdentity, State, boot_id};
+
 use super::AttachError;
 use super::disk::DiskFiles;
-use super::mode::Mode;
 use super::names::LoopId;
 use super::server::{DISK_FILE, LOCK_FILE};
-use crate::ids::{ImageId, ImageName, StoreId};
+use crate::ids::{ImageId, StoreId};
 use crate::store::Store;
 use rustix::fs::FlockOperation;
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How long a verb waits for another one on the same image.
@@ -36,7 +38,6 @@ const TEMPORARY: &[u8] = b"temporary\n";
 /// At the end of the marker of an image whose leftovers could not be taken away, and for how long others believe it.
 const RESISTED: &[u8] = b"resisted\n";
 const RESISTANCE: Duration = Duration::from_secs(60);
-const MAX_STATE: u64 = 64 << 10;
 
 /// One image's places.
 #[derive(Debug, Clone)]
@@ -297,51 +298,13 @@ impl Place {
 
     /// `None` if there is none, if it makes no sense, or if it is from before a reboot.
     pub fn read_state(&self) -> Option<State> {
-        read_state(&self.mapped_state()).or_else(|| read_state(&self.state()))
+        State::read(&self.mapped_state()).or_else(|| State::read(&self.state()))
     }
-}
-
-fn read_state(path: &Path) -> Option<State> {
-    let mut text = Vec::with_capacity(1024);
-    File::open(path).ok()?.take(MAX_STATE).read_to_end(&mut text).ok()?;
-    let state: State = serde_json::from_slice(&text).ok()?;
-    (state.boot_id == boot_id().ok()?).then_some(state)
 }
 
 /// Of a run directory: the kernel modes' files of this boot.
 fn mapped_dir(run_dir: &Path) -> PathBuf {
     run_dir.join(format!("{MAPPED}{}", boot_id().unwrap_or_default()))
-}
-
-/// What there is in a store's run directory.
-#[derive(Debug, Default)]
-pub struct Listing {
-    /// Images that user mode has a directory of.
-    pub places: BTreeSet<ImageId>,
-    /// Images that a verb of the kernel modes is at work on, or was when it died.
-    pub marked: BTreeSet<ImageId>,
-    /// What the kernel modes noted before a reboot.
-    pub other_boots: Vec<PathBuf>,
-}
-
-/// Reads a run directory; one that is not there is empty.
-pub fn list(run_dir: &Path) -> io::Result<Listing> {
-    let mut found = Listing::default();
-    let entries = match fs::read_dir(run_dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-        other => other?,
-    };
-    let this = mapped_dir(run_dir);
-    for name in entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
-        if let Some(image) = name.strip_prefix(DOING) {
-            found.marked.extend(image.parse::<ImageId>());
-        } else if name.starts_with(MAPPED) {
-            found.other_boots.extend(Some(run_dir.join(name)).filter(|dir| *dir != this));
-        } else {
-            found.places.extend(name.parse::<ImageId>());
-        }
-    }
-    Ok(found)
 }
 
 /// Makes `dir` where it turns out not to be there.
@@ -446,52 +409,37 @@ fn missing_is_fine(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// `state.json`: who attached what.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
-    pub name: ImageName,
-    pub root: RootIdentity,
-    pub boot_id: String,
-    pub read_only: bool,
-    /// Where it was to be mounted, if the device was made for that.
-    #[serde(default)]
-    pub mount: Option<PathBuf>,
-    pub mode: Mode,
-    /// Why in this mode.
-    pub why: String,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Which store: a copy of one has the same id, but not the same directory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RootIdentity {
-    pub path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-impl RootIdentity {
-    pub fn of(path: &Path) -> io::Result<RootIdentity> {
-        let facts = fs::metadata(path)?;
-        Ok(RootIdentity {
-            path: path.into(),
-            device: facts.dev(),
-            inode: facts.ino(),
-        })
+    #[test]
+    fn what_resisted_rests_for_a_while_and_stays_what_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place {
+            store: StoreId([1; 8]),
+            image: ImageId([2; 16]),
+            run_dir: dir.path().join("store"),
+        };
+        assert!(!place.has_resisted() && place.note_resisted().is_err());
+        for temporary in [false, true] {
+            let marker = place.mark(temporary).unwrap();
+            assert!(!place.has_resisted());
+            for _ in 0..2 {
+                place.note_resisted().unwrap();
+                assert!(place.has_resisted() && place.is_marked() && place.is_temporary() == temporary);
+            }
+            assert_eq!(list(&place.run_dir).unwrap().marked, [place.image].into());
+            let long_ago = SystemTime::now() - 2 * RESISTANCE;
+            File::options()
+                .append(true)
+                .open(place.marker())
+                .unwrap()
+                .set_modified(long_ago)
+                .unwrap();
+            assert!(!place.has_resisted());
+            marker.done().unwrap();
+        }
+        assert!(!place.is_marked() && list(&place.run_dir).unwrap().marked.is_empty());
     }
-
-    /// Whether this is another directory than `mine`, and one that still exists.
-    pub fn is_other_than(&self, mine: &RootIdentity) -> bool {
-        let same = |a: &RootIdentity, b: &RootIdentity| (a.device, a.inode) == (b.device, b.inode);
-        !same(self, mine) && RootIdentity::of(&self.path).is_ok_and(|now| same(&now, self))
-    }
-}
-
-/// Of this boot; asked for once.
-pub fn boot_id() -> io::Result<String> {
-    static KNOWN: OnceLock<String> = OnceLock::new();
-    if let Some(known) = KNOWN.get() {
-        return Ok(known.clone());
-    }
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_string();
-    Ok(KNOWN.get_or_init(|| id).clone())
 }

@@ -6,7 +6,8 @@ use super::KernelError;
 use super::dm::DevNo;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::ffi::OsString;
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -37,8 +38,11 @@ impl Mount {
 
 /// Everything that is mounted, oldest first.
 pub fn list() -> Result<Vec<Mount>, KernelError> {
-    fs::read(MOUNTINFO)
-        .map(|bytes| parse(&bytes))
+    // As a file of proc it has no size: read in pieces that are large from the start.
+    let mut bytes = Vec::with_capacity(16 << 10);
+    File::open(MOUNTINFO)
+        .and_then(|file| file.take(u64::MAX).read_to_end(&mut bytes))
+        .map(|_| parse(&bytes))
         .map_err(|e| KernelError::new("read", MOUNTINFO, e))
 }
 
