@@ -9,7 +9,7 @@ ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env "PATH=$(PATH)" "CARGO_HOME=
 # What the random tests of vm-tests/ take from the environment: their seed, and how much of them.
 VM_SIZES = PYTHONDONTWRITEBYTECODE=1 $(foreach name,SEED CUTS KILLS CROWD MINUTES DEEPEST,$(if $($(name)),$(name)=$($(name))))
 
-.PHONY: help demo build test vm-test vm-test-long vm-test-qemu vm-bench vm-bench-readme bench lint fmt install clean
+.PHONY: help demo build test vm-test vm-test-long vm-test-qemu vm-bench vm-bench-readme bench fuzz lint fmt install clean
 
 help: ## Show this list
 	@printf 'make TARGET, as root or with sudo at hand:\n\n'
@@ -51,6 +51,10 @@ vm-bench-readme: ## Put the last table of vm-bench into the README
 bench: build ## Measure the figures of target/bench.md (a few minutes; better on a quiet machine)
 	@packaging/setup-debian.sh build test
 	@$(ROOT) $(CARGO) bench --profile release --locked --quiet --bench figures -- $(ROWS)
+
+fuzz: ## Feed random bytes to all that parses what others made, a minute each (SECONDS_EACH=, TARGETS=)
+	@packaging/setup-debian.sh build fuzz
+	@SECONDS_EACH=$(SECONDS_EACH) fuzz/run $(TARGETS)
 
 lint: ## Check formatting, and everything clippy says
 	@packaging/setup-debian.sh build

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs what building and testing blockbt needs on Debian 12 or newer: only what is missing, and says what.
-# usage: packaging/setup-debian.sh build|demo|test|qemu|bench...
+# usage: packaging/setup-debian.sh build|demo|test|qemu|bench|fuzz...
 set -euo pipefail
 
 say() { printf '%s\n' "$*" >&2; }
@@ -15,7 +15,8 @@ for purpose in "$@"; do
         python3-libtorrent attr xz-utils zstd) ;;
     qemu) packages+=(qemu-system-x86 qemu-system-common busybox-static cpio kmod) ;;
     bench) packages+=(qemu-utils) ;;
-    *) say "usage: $0 build|demo|test|qemu|bench..."; exit 2 ;;
+    fuzz) packages+=(g++) ;;
+    *) say "usage: $0 build|demo|test|qemu|bench|fuzz..."; exit 2 ;;
     esac
 done
 

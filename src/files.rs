@@ -13,7 +13,7 @@ pub mod source;
 mod sparse;
 pub mod tar_in;
 pub mod tar_out;
-mod tar_read;
+pub mod tar_read;
 pub mod tree_in;
 mod walk;
 

@@ -22,7 +22,7 @@ pub fn import(reader: impl Read, root: &OwnedFd, progress: &mut dyn FnMut(u64, u
     let mut archive = Archive::new(reader);
     let mut to = Beneath::new(root);
     let mut stats = Stats::default();
-    while let Some(mut entry) = archive.next()? {
+    while let Some(mut entry) = archive.next_entry()? {
         let path = inner_path(&entry.path, &entry.path)?;
         refuse_whiteout(&path)?;
         if let Kind::Hardlink(target) = &mut entry.kind {

@@ -50,7 +50,7 @@ impl<R: Read> Archive<R> {
 
     /// The next entry; what was left of the one before is skipped. After `None` the stream has been read to its end,
     /// so that a decompressor has checked its checksum.
-    pub fn next(&mut self) -> Result<Option<Entry>, FilesError> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, FilesError> {
         self.skip_rest()?;
         let mut pax = self.globals.clone();
         let (mut long_path, mut long_link) = (None, None);
