@@ -54,9 +54,11 @@ impl Store {
 
 impl Txn {
     /// The work is whole, and the catalogue hears of it from whoever opens it next: opening it takes longer than all the rest of a clone.
-    pub fn done_untold(self) -> Result<(), StoreError> {
+    pub fn done_untold(mut self) -> Result<(), StoreError> {
         stop::step(self.verb(), "done");
         if let Intent::Rm { .. } = self.intent() {
+            // Nobody finds the image any more; and a file that goes while it is open costs the file system more.
+            self.lock = None;
             // As long as the folder has its owner nobody else takes it for a dead one's.
             fs::remove_tree(&self.image_dir(), "")?;
         }
