@@ -7,7 +7,7 @@ use super::error::{At, StoreError};
 use super::objects::{ObjectInfo, ObjectKind, kind_of, object_name};
 use super::parts::Part;
 use super::{ImageRecord, Store, fs, stop};
-use crate::ids::{Digest, Sha256};
+use crate::ids::{Digest, ImageName, Sha256};
 use crate::units::Bytes;
 use rustix::fs::AtFlags;
 use std::collections::BTreeSet;
@@ -90,12 +90,20 @@ impl Store {
     }
 
     /// How many deltas only this image has, and their bytes. Counted by its links: to look through the whole store would cost more than all the
-    /// rest of an `rm`.
+    /// rest of an `rm`. What the image that it was cloned from has as well needs no look.
     pub fn only_in(&self, record: &ImageRecord) -> Result<(u64, Bytes), StoreError> {
         let (mut count, mut bytes) = (0, 0);
         let objects = self.objects_dir();
         let shelves = std::fs::File::open(&objects).at("open", &objects)?;
-        for digest in record.chain.iter().collect::<BTreeSet<_>>() {
+        let cloned = record.history.iter().find(|entry| entry.verb == "clone");
+        let source = cloned
+            .and_then(|entry| ImageName::new(&entry.detail).ok())
+            .filter(|name| *name != record.name);
+        let shared = source.and_then(|name| self.image(&name).ok()).map_or(0, |source| {
+            let pairs = source.chain.iter().zip(&record.chain);
+            pairs.take_while(|(theirs, ours)| theirs == ours).count()
+        });
+        for digest in record.chain[shared..].iter().collect::<BTreeSet<_>>() {
             // Two names: the object's own, and this image's.
             let stat = rustix::fs::statat(&shelves, object_name(digest, "delta"), AtFlags::empty());
             let Some(stat) = stat.ok().filter(|stat| stat.st_nlink == 2) else {

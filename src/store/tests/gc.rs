@@ -32,6 +32,28 @@ fn gc_takes_what_no_image_and_no_transaction_has() {
 }
 
 #[test]
+fn what_only_one_image_has_is_what_gc_takes_when_it_is_gone() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1, 2]);
+    store.clone_image(&name("a"), &name("b"), FRESH).unwrap().txn.done().unwrap();
+    let count = |text: &str| store.only_in(&store.image(&name(text)).unwrap()).unwrap();
+    assert_eq!((count("a").0, count("b").0), (0, 0));
+    commit(&store, "b", 3).unwrap().done().unwrap();
+    assert_eq!((count("a").0, count("b").0), (0, 1));
+    // The name of the clone's source is no longer the source's.
+    store.remove_image(&name("a")).unwrap().done().unwrap();
+    assert_eq!(count("b").0, 3);
+    image(&store, "a", &[1]);
+    assert_eq!(count("b").0, 2);
+    store.remove_image(&name("a")).unwrap().done().unwrap();
+    store.rename_image(&name("b"), &name("a")).unwrap().1.done().unwrap();
+    let (number, bytes) = count("a");
+    store.remove_image(&name("a")).unwrap().done().unwrap();
+    let report = store.gc(true, &|_| false).unwrap();
+    assert_eq!((number as usize, bytes), (report.removed.len(), report.freed));
+}
+
+#[test]
 fn gc_keeps_published_manifests_and_collects_orphans() {
     let (_dir, store) = empty_store();
     image(&store, "a", &[1]);
