@@ -13,5 +13,5 @@ mod tests;
 
 pub use diff::{Change, diff, union, written};
 pub use disk::Disk;
-pub use map::{ChainError, ChainMap, Layer, Segment, Source};
+pub use map::{ChainError, ChainMap, Delta, Segment, Source};
 pub use read::Chain;

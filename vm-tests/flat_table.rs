@@ -7,7 +7,7 @@
 
 use blockbt::attach::table::{FlatTable, From, Rule, flat, flat_by};
 use blockbt::blockio::FileIo;
-use blockbt::chain::{ChainMap, Layer};
+use blockbt::chain::{ChainMap, Delta};
 use blockbt::format::Extent;
 use blockbt::format::sealed::Sealed;
 use blockbt::ids::Digest;
@@ -41,12 +41,12 @@ fn chain(paths: &[String]) -> ChainMap {
         .chain([Digest([1; 32])])
         .collect();
     let size = tables.last().expect("at least one delta").facts.virtual_size;
-    let layers: Vec<Layer> = tables
+    let deltas: Vec<Delta> = tables
         .into_iter()
         .zip(names)
-        .map(|(table, digest)| Layer::new(&table.facts, table.extents, digest))
+        .map(|(table, digest)| Delta::new(&table.facts, table.extents, digest))
         .collect();
-    ChainMap::build(&layers, size).expect("a chain")
+    ChainMap::build(&deltas, size).expect("a chain")
 }
 
 fn by_name(name: &str, map: &ChainMap) -> FlatTable {
@@ -114,7 +114,7 @@ fn time() {
     };
     let size = Bytes(64 << 30);
     for longest in [1, 60] {
-        let layers: Vec<Layer> = (0..128u8)
+        let deltas: Vec<Delta> = (0..128u8)
             .map(|number| {
                 let mut at = 0;
                 let extents = (0..2_000)
@@ -128,7 +128,7 @@ fn time() {
                         }
                     })
                     .collect();
-                Layer {
+                Delta {
                     extents,
                     chunk_size: ChunkSize::SEALED,
                     virtual_size: size,
@@ -139,7 +139,7 @@ fn time() {
             })
             .collect();
         let start = on_cpu();
-        let map = ChainMap::build(&layers, size).expect("a chain");
+        let map = ChainMap::build(&deltas, size).expect("a chain");
         println!(
             "runs up to {longest} chunks: {} runs merged in {:.1} ms",
             map.runs(),

@@ -1,7 +1,7 @@
 //! Look-ups in the merged map of a chain.
 
 use crate::{Dice, Goal, Row, in_turns};
-use blockbt::chain::{ChainMap, Layer};
+use blockbt::chain::{ChainMap, Delta};
 use blockbt::format::Extent;
 use blockbt::ids::Digest;
 use blockbt::units::{Bytes, ChunkSize, DiskChunk};
@@ -23,7 +23,7 @@ pub fn rows() -> Vec<Row> {
         })
         .collect();
     let size = Bytes((disk + 1) * ChunkSize::SEALED.bytes().0);
-    let layer = Layer {
+    let delta = Delta {
         extents,
         chunk_size: ChunkSize::SEALED,
         virtual_size: size,
@@ -31,7 +31,7 @@ pub fn rows() -> Vec<Row> {
         parent: Digest::NONE,
         stands_for: Digest::NONE,
     };
-    let map = ChainMap::build(&[layer], size).expect("one sorted base is a chain");
+    let map = ChainMap::build(&[delta], size).expect("one sorted base is a chain");
     let [speed] = in_turns([&mut || {
         let start = on_cpu();
         for _ in 0..LOOKUPS {

@@ -3,7 +3,7 @@
 //! Refuses to know who serves the disk. Invariant: sealed deltas are opened read-only, always.
 
 use crate::blockio::{BlockDevice, FileIo, ReadAt};
-use crate::chain::{Chain, ChainError, ChainMap, Disk, Layer};
+use crate::chain::{Chain, ChainError, ChainMap, Delta, Disk};
 use crate::format::head::{Head, HeadError};
 use crate::format::sealed::Sealed;
 use crate::format::trailer::TrailerError;
@@ -107,13 +107,13 @@ impl DiskFiles {
 
     /// The sealed part.
     pub fn chain(&self) -> Result<Chain, DiskError> {
-        let (layers, files) = self.open_deltas()?;
+        let (deltas, files) = self.open_deltas()?;
         let failed = |error| self.chain_error(error);
-        Chain::new(ChainMap::build(&layers, self.virtual_size).map_err(failed)?, files).map_err(failed)
+        Chain::new(ChainMap::build(&deltas, self.virtual_size).map_err(failed)?, files).map_err(failed)
     }
 
     /// What the sealed deltas say of themselves.
-    pub fn layers(&self) -> Result<Vec<Layer>, DiskError> {
+    pub fn deltas(&self) -> Result<Vec<Delta>, DiskError> {
         Ok(self.open_deltas()?.0)
     }
 
@@ -124,8 +124,8 @@ impl DiskFiles {
         }
     }
 
-    fn open_deltas(&self) -> Result<(Vec<Layer>, Files), DiskError> {
-        let mut layers = Vec::with_capacity(self.deltas.len());
+    fn open_deltas(&self) -> Result<(Vec<Delta>, Files), DiskError> {
+        let mut deltas = Vec::with_capacity(self.deltas.len());
         let mut files: Files = Vec::with_capacity(self.deltas.len());
         for DeltaFile { path, digest } in &self.deltas {
             let file = FileIo(open(path, false)?);
@@ -133,7 +133,7 @@ impl DiskFiles {
                 path: path.clone(),
                 source,
             })?;
-            layers.push(Layer {
+            deltas.push(Delta {
                 extents: table.extents,
                 chunk_size: table.facts.chunk_size,
                 virtual_size: table.facts.virtual_size,
@@ -143,7 +143,7 @@ impl DiskFiles {
             });
             files.push(Arc::new(file));
         }
-        Ok((layers, files))
+        Ok((deltas, files))
     }
 }
 

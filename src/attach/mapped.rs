@@ -15,7 +15,7 @@ use super::run::mapped::{self as run, Work};
 use super::seen::{Around, MappedSeen, device_path};
 use super::table::{self, From};
 use super::{AttachOptions, Attached, DiskFiles, fresh_record, lock_image, stop};
-use crate::chain::{ChainMap, Layer};
+use crate::chain::{ChainMap, Delta};
 use crate::ids::{ChainId, Digest, ImageName};
 use crate::kernel::dm::Dm;
 use crate::kernel::loops::{self, LoopDevice};
@@ -174,13 +174,13 @@ impl Kit<'_> {
             });
         }
         let files = DiskFiles::of(record, self.store, self.store.head_path(&record.name), true);
-        let layers = files.layers()?;
-        let size = layers.last().map_or(Bytes::ZERO, |layer| layer.virtual_size);
+        let deltas = files.deltas()?;
+        let size = deltas.last().map_or(Bytes::ZERO, |delta| delta.virtual_size);
         let base = Some(Base { device, size });
         let (sealed, steps) = match mode {
-            Mode::Stack => self.stack(record, &layers)?,
+            Mode::Stack => self.stack(record, &deltas)?,
             _ => {
-                let map = ChainMap::build(&layers, size).map_err(|error| files.chain_error(error))?;
+                let map = ChainMap::build(&deltas, size).map_err(|error| files.chain_error(error))?;
                 self.flat(chain, record, &map)?
             }
         };
@@ -244,14 +244,14 @@ impl Kit<'_> {
         Ok((Sealed::Flat { chain, digests, table }, steps))
     }
 
-    fn stack(&mut self, record: &ImageRecord, layers: &[Layer]) -> Result<(Sealed, Vec<Step>), StepError> {
-        let level = |(index, layer): (usize, &Layer)| Level {
+    fn stack(&mut self, record: &ImageRecord, deltas: &[Delta]) -> Result<(Sealed, Vec<Step>), StepError> {
+        let level = |(index, delta): (usize, &Delta)| Level {
             chain: ChainId::of(&record.chain[..=index]),
-            digest: layer.digest,
-            size: layer.virtual_size,
-            chunk: layer.chunk_size,
+            digest: delta.digest,
+            size: delta.virtual_size,
+            chunk: delta.chunk_size,
         };
-        let levels: Vec<Level> = layers.iter().enumerate().map(level).collect();
+        let levels: Vec<Level> = deltas.iter().enumerate().map(level).collect();
         let mut first = levels.len();
         while first > 0 && self.there(DeviceId::Level(levels[first - 1].chain))?.is_none() {
             first -= 1;

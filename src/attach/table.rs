@@ -154,8 +154,8 @@ impl Cut {
             let (at, len) = (piece.at.0 / SECTOR, piece.len.0 / SECTOR);
             let from = match piece.source {
                 Source::Zero => From::Zero,
-                Source::Delta { layer, offset } => From::Delta {
-                    index: layer,
+                Source::Delta { delta, offset } => From::Delta {
+                    index: delta,
                     offset: offset.0 / SECTOR,
                 },
             };

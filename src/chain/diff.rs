@@ -39,7 +39,7 @@ fn add(changes: &mut Vec<Change>, more: Change) {
 fn origin(map: &ChainMap, piece: &Segment, at: Bytes) -> Option<(Digest, u64)> {
     match piece.source {
         Source::Zero => None,
-        Source::Delta { layer, offset } => Some((map.digests()[layer], offset.0 + (at.0 - piece.at.0))),
+        Source::Delta { delta, offset } => Some((map.digests()[delta], offset.0 + (at.0 - piece.at.0))),
     }
 }
 

@@ -6,7 +6,7 @@ mod build;
 #[cfg(test)]
 mod tests;
 
-pub use build::{ChainError, Layer};
+pub use build::{ChainError, Delta};
 
 use crate::ids::Digest;
 use crate::units::{Bytes, SECTOR};
@@ -21,7 +21,7 @@ struct Run {
     file: u64,
     /// In sectors.
     len: u32,
-    layer: u32,
+    delta: u32,
 }
 const _: () = assert!(size_of::<Run>() == 24);
 
@@ -36,8 +36,8 @@ impl Run {
 pub enum Source {
     /// No delta has it.
     Zero,
-    /// `layer` counts from the base; `offset` is the byte in that delta's file where the piece begins.
-    Delta { layer: usize, offset: Bytes },
+    /// `delta` counts from the base; `offset` is the byte in that delta's file where the piece begins.
+    Delta { delta: usize, offset: Bytes },
 }
 
 /// A piece of the disk with one source.
@@ -134,7 +134,7 @@ impl ChainMap {
         let next = self.runs.get(index);
         if let Some(run) = next.filter(|run| run.disk <= sector) {
             let source = Source::Delta {
-                layer: run.layer as usize,
+                delta: run.delta as usize,
                 offset: Bytes(run.file * SECTOR),
             };
             return Segment {
@@ -201,8 +201,8 @@ impl Segment {
         let len = Bytes(self.end().min(end).0 - at.0);
         let source = match self.source {
             Source::Zero => Source::Zero,
-            Source::Delta { layer, offset } => Source::Delta {
-                layer,
+            Source::Delta { delta, offset } => Source::Delta {
+                delta,
                 offset: Bytes(offset.0 + (at.0 - self.at.0)),
             },
         };

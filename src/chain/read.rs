@@ -1,6 +1,6 @@
 //! A chain that can be read: the map, and the deltas' files.
 //!
-//! Invariant: file number i is the delta that the map calls layer i; a read never asks a file for bytes outside of the map's runs.
+//! Invariant: file number i is the delta that the map calls number i; a read never asks a file for bytes outside of the map's runs.
 
 use super::map::{ChainError, ChainMap, Source};
 use crate::blockio::ReadAt;
@@ -42,8 +42,8 @@ impl Chain {
     /// Has the deltas' files read ahead what a read of the range would ask them for.
     pub fn will_need(&self, at: Bytes, end: Bytes) {
         for piece in self.map.segments(at..end) {
-            if let Source::Delta { layer, offset } = piece.source {
-                self.files[layer].will_need(offset, piece.len);
+            if let Source::Delta { delta, offset } = piece.source {
+                self.files[delta].will_need(offset, piece.len);
             }
         }
     }
@@ -59,7 +59,7 @@ impl Chain {
             let (part, after) = rest.split_at_mut(piece.len.0 as usize);
             match piece.source {
                 Source::Zero => part.fill(0),
-                Source::Delta { layer, offset } => self.files[layer].read_at(part, offset)?,
+                Source::Delta { delta, offset } => self.files[delta].read_at(part, offset)?,
             }
             rest = after;
         }

@@ -1,7 +1,7 @@
 mod model;
 
 use crate::blockio::{MemoryIo, ReadAt, WriteAt};
-use crate::chain::{Chain, ChainMap, Layer};
+use crate::chain::{Chain, ChainMap, Delta};
 use crate::format::{Extent, file_chunk};
 use crate::ids::Digest;
 use crate::units::{Bytes, ChunkSize, DiskChunk};
@@ -27,7 +27,7 @@ pub(super) fn chain_of(size: Bytes, chunk: ChunkSize, extents: &[(u64, u64)], da
         file.write_at(&data[start..end], chunk.offset(file_chunk(chunk, index as u64)).unwrap())
             .unwrap();
     }
-    let layer = Layer {
+    let delta = Delta {
         extents: extents
             .iter()
             .map(|(start, count)| Extent {
@@ -42,5 +42,5 @@ pub(super) fn chain_of(size: Bytes, chunk: ChunkSize, extents: &[(u64, u64)], da
         stands_for: Digest::NONE,
     };
     let files: Vec<Arc<dyn ReadAt>> = vec![Arc::new(file)];
-    Chain::new(ChainMap::build(&[layer], size).unwrap(), files).unwrap()
+    Chain::new(ChainMap::build(&[delta], size).unwrap(), files).unwrap()
 }

@@ -8,7 +8,7 @@ use super::make::ms;
 use super::watch::Watch;
 use super::{ErrorKind, Progress, Pull, PullReply, ServiceError};
 use crate::blockio::FileIo;
-use crate::chain::{ChainMap, Layer};
+use crate::chain::{ChainMap, Delta};
 use crate::format::check::{self, Kind};
 use crate::format::manifest::{Manifest, ManifestDelta};
 use crate::format::meta::Meta;
@@ -249,7 +249,7 @@ fn unseed_gone(swarm: &Swarm, info_hash: InfoHash) {
 
 /// Parents and sizes fit before a byte of data is asked for.
 fn check_chain(wanted: &[Wanted], virtual_size: Bytes) -> Result<(), ServiceError> {
-    let layer = |want: &Wanted| Layer {
+    let delta = |want: &Wanted| Delta {
         extents: want.meta.extents.clone(),
         chunk_size: want.meta.facts.chunk_size,
         virtual_size: want.meta.facts.virtual_size,
@@ -257,8 +257,8 @@ fn check_chain(wanted: &[Wanted], virtual_size: Bytes) -> Result<(), ServiceErro
         parent: want.meta.facts.parent,
         stands_for: want.meta.facts.stands_for,
     };
-    let layers: Vec<Layer> = wanted.iter().map(layer).collect();
-    ChainMap::build(&layers, virtual_size)?;
+    let deltas: Vec<Delta> = wanted.iter().map(delta).collect();
+    ChainMap::build(&deltas, virtual_size)?;
     Ok(())
 }
 

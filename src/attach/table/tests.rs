@@ -1,6 +1,6 @@
 use super::*;
 use crate::blockio::MemoryIo;
-use crate::chain::Layer;
+use crate::chain::Delta;
 use crate::format::exceptions::read_all;
 use crate::format::{Extent, file_chunk};
 use crate::ids::Digest;
@@ -11,13 +11,13 @@ use std::collections::HashMap;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-fn layer(number: usize, chunk_size: u64, virtual_size: u64, extents: &[(u64, u64)]) -> Layer {
+fn delta(number: usize, chunk_size: u64, virtual_size: u64, extents: &[(u64, u64)]) -> Delta {
     let digest = |number: usize| Digest([number as u8 + 1; 32]);
     let extent = |(start, count): &(u64, u64)| Extent {
         disk: DiskChunk(*start),
         count: *count,
     };
-    Layer {
+    Delta {
         extents: extents.iter().map(extent).collect(),
         chunk_size: ChunkSize::new(Bytes(chunk_size)).unwrap(),
         virtual_size: Bytes(virtual_size),
@@ -27,9 +27,9 @@ fn layer(number: usize, chunk_size: u64, virtual_size: u64, extents: &[(u64, u64
     }
 }
 
-fn map_of(layers: &[Layer]) -> ChainMap {
-    let size = layers.last().map_or(Bytes(5 * MIB), |newest| newest.virtual_size);
-    ChainMap::build(layers, size).unwrap()
+fn map_of(deltas: &[Delta]) -> ChainMap {
+    let size = deltas.last().map_or(Bytes(5 * MIB), |newest| newest.virtual_size);
+    ChainMap::build(deltas, size).unwrap()
 }
 
 /// Extents of an upper bound of `limit` chunks, from gaps and lengths; exactly `fill` chunks in all if the disk has room for them.
@@ -64,11 +64,11 @@ prop_compose! {
     }
 }
 
-fn any_chain(depth: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Layer>> {
-    proptest::collection::vec(any_layer(), depth).prop_map(|layers| {
-        let numbered = layers.iter().enumerate();
+fn any_chain(depth: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Delta>> {
+    proptest::collection::vec(any_layer(), depth).prop_map(|deltas| {
+        let numbered = deltas.iter().enumerate();
         numbered
-            .map(|(number, (chunk, size, extents))| layer(number, *chunk, *size, extents))
+            .map(|(number, (chunk, size, extents))| delta(number, *chunk, *size, extents))
             .collect()
     })
 }
@@ -105,7 +105,7 @@ fn by_map(map: &ChainMap) -> Vec<Stretch> {
     for piece in map.segments(Bytes::ZERO..map.size()) {
         let from = match piece.source {
             Source::Zero => None,
-            Source::Delta { layer, offset } => Some((layer, offset.0 / SECTOR)),
+            Source::Delta { delta, offset } => Some((delta, offset.0 / SECTOR)),
         };
         push(&mut all, (piece.at.0 / SECTOR, piece.len.0 / SECTOR, from));
     }
@@ -176,8 +176,8 @@ fn by_table(table: &FlatTable) -> Vec<Stretch> {
 
 proptest! {
     #[test]
-    fn a_table_shows_what_its_map_says(layers in any_chain(0..12), rule in any_rule()) {
-        let map = map_of(&layers);
+    fn a_table_shows_what_its_map_says(deltas in any_chain(0..12), rule in any_rule()) {
+        let map = map_of(&deltas);
         for rule in [rule, Rule::MEASURED] {
             let table = flat_by(&map, &rule);
             prop_assert_eq!(by_table(&table), by_map(&map));
@@ -186,8 +186,8 @@ proptest! {
     }
 
     #[test]
-    fn no_run_that_is_long_is_in_the_short_device_and_no_short_one_outside(layers in any_chain(1..12), rule in any_rule()) {
-        let map = map_of(&layers);
+    fn no_run_that_is_long_is_in_the_short_device_and_no_short_one_outside(deltas in any_chain(1..12), rule in any_rule()) {
+        let map = map_of(&deltas);
         let rule = Rule { linear_targets: 0, targets: usize::MAX, ..rule };
         let table = flat_by(&map, &rule);
         for (at, len, from) in by_map(&map) {
@@ -205,8 +205,8 @@ proptest! {
     }
 
     #[test]
-    fn deep_chains_are_shown_as_they_are(layers in any_chain(100..129), rule in any_rule()) {
-        let map = map_of(&layers);
+    fn deep_chains_are_shown_as_they_are(deltas in any_chain(100..129), rule in any_rule()) {
+        let map = map_of(&deltas);
         let table = flat_by(&map, &rule);
         prop_assert_eq!(by_table(&table), by_map(&map));
     }
@@ -216,7 +216,7 @@ proptest! {
 fn comb(runs: u64, len: u64) -> ChainMap {
     let mut extents: Vec<(u64, u64)> = (0..runs).map(|run| (run * 2 * len, len)).collect();
     extents.push((runs * 2 * len, 256));
-    map_of(&[layer(0, 4 * KIB, (runs * 2 * len + 300) * 4 * KIB, &extents)])
+    map_of(&[delta(0, 4 * KIB, (runs * 2 * len + 300) * 4 * KIB, &extents)])
 }
 
 #[test]
@@ -255,7 +255,7 @@ fn holes_have_no_targets_where_there_would_be_too_many() {
     for (runs, want) in [(7_000, 18_000..19_000), (20_000, 4_000..5_000)] {
         // Single blocks 1 MiB apart, then runs of 128 KiB, an area's end in some of them.
         let extents: Vec<(u64, u64)> = (0..runs + 2_000).map(|run| (run * 256, if run < runs { 1 } else { 32 })).collect();
-        let map = map_of(&[layer(0, 4 * KIB, (runs + 2_000) * MIB, &extents)]);
+        let map = map_of(&[delta(0, 4 * KIB, (runs + 2_000) * MIB, &extents)]);
         let rule = Rule {
             linear_targets: 0,
             long_hole: Bytes(512 * KIB),
@@ -279,7 +279,7 @@ fn a_chain_without_data_is_one_target() {
         short: None,
     };
     assert_eq!(flat(&map_of(&[])), zero(5 * MIB));
-    assert_eq!(flat(&map_of(&[layer(0, 64 * KIB, 512, &[])])), zero(512));
+    assert_eq!(flat(&map_of(&[delta(0, 64 * KIB, 512, &[])])), zero(512));
 }
 
 #[test]
@@ -289,13 +289,13 @@ fn chunks_are_as_large_as_the_short_runs_allow() {
         long: Bytes(256 * KIB),
         ..Rule::MEASURED
     };
-    let chunk = |layers: &[Layer]| flat_by(&map_of(layers), &rule).short.map(|short| short.chunk.bytes().0 / KIB);
-    let base = layer(0, 64 * KIB, 8 * MIB, &[(0, 1), (10, 90)]);
+    let chunk = |deltas: &[Delta]| flat_by(&map_of(deltas), &rule).short.map(|short| short.chunk.bytes().0 / KIB);
+    let base = delta(0, 64 * KIB, 8 * MIB, &[(0, 1), (10, 90)]);
     assert_eq!(chunk(std::slice::from_ref(&base)), Some(64));
     // The long run of the base is cut by one block, the short one is not.
-    let delta = |at| layer(1, 4 * KIB, 8 * MIB, &[(at, 1)]);
-    assert_eq!(chunk(&[base.clone(), delta(16 * 50)]), Some(4));
-    assert_eq!(chunk(&[base, layer(1, 16 * KIB, 8 * MIB, &[(4, 3)])]), Some(16));
+    let above = |at| delta(1, 4 * KIB, 8 * MIB, &[(at, 1)]);
+    assert_eq!(chunk(&[base.clone(), above(16 * 50)]), Some(4));
+    assert_eq!(chunk(&[base, delta(1, 16 * KIB, 8 * MIB, &[(4, 3)])]), Some(16));
 }
 
 #[test]
@@ -306,7 +306,7 @@ fn the_end_that_is_no_whole_block_is_linear() {
         linear_targets: 0,
         ..Rule::MEASURED
     };
-    let table = flat_by(&map_of(&[layer(0, 4 * KIB, size, &[(0, 1), (4, 1), (10, 1)])]), &rule);
+    let table = flat_by(&map_of(&[delta(0, 4 * KIB, size, &[(0, 1), (4, 1), (10, 1)])]), &rule);
     let end = Piece {
         at: 80,
         len: 3,
@@ -327,7 +327,7 @@ fn an_exactly_full_area_of_metadata_has_an_empty_one_behind_it() {
     };
     for (runs, want_chunks) in [(255, 2), (256, 259), (257, 259), (512, 516)] {
         let extents: Vec<(u64, u64)> = (0..runs).map(|run| (run * 2, 1)).collect();
-        let map = map_of(&[layer(0, 4 * KIB, 8 * MIB, &extents)]);
+        let map = map_of(&[delta(0, 4 * KIB, 8 * MIB, &extents)]);
         let table = flat_by(&map, &rule);
         assert_eq!(by_table(&table), by_map(&map));
         let metadata = table.short.unwrap().metadata;

@@ -1,7 +1,7 @@
 //! Merging the extents of sealed deltas into one list of runs.
 //!
 //! Refuses to read a file: extents come checked for their bytes, not for their sense, and are checked for that here. Invariant: laying an upper
-//! list over a lower one keeps both sorted and disjoint, so any grouping of the layers gives the same map.
+//! list over a lower one keeps both sorted and disjoint, so any grouping of the deltas gives the same map.
 
 use super::{ChainMap, Run};
 use crate::format::trailer::Facts;
@@ -11,7 +11,7 @@ use crate::units::{Bytes, ChunkSize, SECTOR, UnitError};
 
 /// What the map needs to know of a sealed delta: its trailer, in short.
 #[derive(Debug, Clone)]
-pub struct Layer {
+pub struct Delta {
     pub extents: Vec<Extent>,
     pub chunk_size: ChunkSize,
     pub virtual_size: Bytes,
@@ -21,9 +21,9 @@ pub struct Layer {
     pub stands_for: Digest,
 }
 
-impl Layer {
-    /// The layer that a trailer, or a `.meta`, describes.
-    pub fn new(facts: &Facts, extents: Vec<Extent>, digest: Digest) -> Layer {
+impl Delta {
+    /// The delta that a trailer, or a `.meta`, describes.
+    pub fn new(facts: &Facts, extents: Vec<Extent>, digest: Digest) -> Delta {
         let Facts {
             parent,
             stands_for,
@@ -31,7 +31,7 @@ impl Layer {
             chunk_size,
             ..
         } = *facts;
-        Layer {
+        Delta {
             extents,
             chunk_size,
             virtual_size,
@@ -46,9 +46,9 @@ impl Layer {
 pub enum ChainError {
     #[error("base {digest} has a parent, {parent}: the chain begins in its middle")]
     NotABase { digest: Digest, parent: Digest },
-    #[error("delta {digest} (number {layer} from the base) was made over {found}, and lies over {below}")]
+    #[error("delta {digest} (number {delta} from the base) was made over {found}, and lies over {below}")]
     Parent {
-        layer: usize,
+        delta: usize,
         digest: Digest,
         found: Digest,
         below: Digest,
@@ -80,38 +80,38 @@ impl ChainMap {
     ///
     /// A delta is cut off at the smallest size from it upward, `image_size` included, so that a disk that shrank and grew shows zeros.
     /// Time is of the order of all extents times the logarithm of the depth. Errors: [`ChainError`]; every extent is checked, cut off or not.
-    pub fn build(layers: &[Layer], image_size: Bytes) -> Result<ChainMap, ChainError> {
+    pub fn build(deltas: &[Delta], image_size: Bytes) -> Result<ChainMap, ChainError> {
         image_size.as_disk_size().map_err(ChainError::ImageSize)?;
-        check_parents(layers)?;
+        check_parents(deltas)?;
         let mut smallest = image_size;
-        let mut clips = Vec::with_capacity(layers.len());
-        for layer in layers.iter().rev() {
-            let size = layer.virtual_size.as_disk_size().map_err(|cause| ChainError::Size {
-                digest: layer.digest,
+        let mut clips = Vec::with_capacity(deltas.len());
+        for delta in deltas.iter().rev() {
+            let size = delta.virtual_size.as_disk_size().map_err(|cause| ChainError::Size {
+                digest: delta.digest,
                 cause,
             })?;
             smallest = smallest.min(size);
             clips.push(smallest);
         }
         clips.reverse();
-        let runs = merge(layers, &clips, 0)?;
-        ChainMap::index(runs, image_size, layers.iter().map(|layer| layer.digest).collect())
+        let runs = merge(deltas, &clips, 0)?;
+        ChainMap::index(runs, image_size, deltas.iter().map(|delta| delta.digest).collect())
     }
 }
 
-fn check_parents(layers: &[Layer]) -> Result<(), ChainError> {
-    if let Some(base) = layers.first().filter(|base| base.parent != Digest::NONE) {
+fn check_parents(deltas: &[Delta]) -> Result<(), ChainError> {
+    if let Some(base) = deltas.first().filter(|base| base.parent != Digest::NONE) {
         return Err(ChainError::NotABase {
             digest: base.digest,
             parent: base.parent,
         });
     }
-    for (index, pair) in layers.windows(2).enumerate() {
+    for (index, pair) in deltas.windows(2).enumerate() {
         let (below, above) = (&pair[0], &pair[1]);
         let fits = above.parent != Digest::NONE && (above.parent == below.digest || above.parent == below.stands_for);
         if !fits {
             return Err(ChainError::Parent {
-                layer: index + 1,
+                delta: index + 1,
                 digest: above.digest,
                 found: above.parent,
                 below: below.digest,
@@ -122,32 +122,32 @@ fn check_parents(layers: &[Layer]) -> Result<(), ChainError> {
 }
 
 /// Halves meet halves, so that each run is copied once per doubling of the depth.
-fn merge(layers: &[Layer], clips: &[Bytes], first: usize) -> Result<Vec<Run>, ChainError> {
-    match layers {
+fn merge(deltas: &[Delta], clips: &[Bytes], first: usize) -> Result<Vec<Run>, ChainError> {
+    match deltas {
         [] => Ok(Vec::new()),
-        [layer] => runs_of(layer, clips[0], first),
+        [delta] => runs_of(delta, clips[0], first),
         _ => {
-            let middle = layers.len() / 2;
-            let lower = merge(&layers[..middle], &clips[..middle], first)?;
-            let upper = merge(&layers[middle..], &clips[middle..], first + middle)?;
+            let middle = deltas.len() / 2;
+            let lower = merge(&deltas[..middle], &clips[..middle], first)?;
+            let upper = merge(&deltas[middle..], &clips[middle..], first + middle)?;
             Ok(overlay(upper, lower))
         }
     }
 }
 
 /// One delta's runs: its extents, cut at areas and at `clip`.
-fn runs_of(layer: &Layer, clip: Bytes, number: usize) -> Result<Vec<Run>, ChainError> {
-    let chunk = layer.chunk_size;
+fn runs_of(delta: &Delta, clip: Bytes, number: usize) -> Result<Vec<Run>, ChainError> {
+    let chunk = delta.chunk_size;
     let sectors = u64::from(chunk.sectors());
-    let disk_chunks = chunk.count(layer.virtual_size);
+    let disk_chunks = chunk.count(delta.virtual_size);
     let clip = clip.0 / SECTOR;
     let number = u32::try_from(number).map_err(|_| ChainError::TooManyRuns { runs: number })?;
-    let mut runs: Vec<Run> = Vec::with_capacity(layer.extents.len());
+    let mut runs: Vec<Run> = Vec::with_capacity(delta.extents.len());
     let (mut index, mut end_before) = (0, 0);
-    for (position, extent) in layer.extents.iter().enumerate() {
+    for (position, extent) in delta.extents.iter().enumerate() {
         let (start, count) = (extent.disk.0, extent.count);
         let bad = |why| ChainError::Extent {
-            digest: layer.digest,
+            digest: delta.digest,
             extent: position,
             start,
             count,
@@ -185,14 +185,14 @@ fn runs_of(layer: &Layer, clip: Bytes, number: usize) -> Result<Vec<Run>, ChainE
 }
 
 /// Appends a run below `clip`, to the one before it where both go on.
-fn push(runs: &mut Vec<Run>, disk: u64, file: u64, len: u64, layer: u32, clip: u64) {
+fn push(runs: &mut Vec<Run>, disk: u64, file: u64, len: u64, delta: u32, clip: u64) {
     if disk >= clip {
         return;
     }
     let len = len.min(clip - disk) as u32;
     match runs.last_mut() {
         Some(last) if last.end() == disk && last.file + u64::from(last.len) == file => last.len += len,
-        _ => runs.push(Run { disk, file, len, layer }),
+        _ => runs.push(Run { disk, file, len, delta }),
     }
 }
 

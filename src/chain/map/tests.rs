@@ -16,8 +16,8 @@ fn extent(start: u64, count: u64) -> Extent {
 }
 
 /// Delta `number` of a chain, 4 KiB chunks.
-fn layer(number: usize, virtual_size: u64, extents: &[(u64, u64)]) -> Layer {
-    Layer {
+fn delta(number: usize, virtual_size: u64, extents: &[(u64, u64)]) -> Delta {
+    Delta {
         extents: extents.iter().map(|(start, count)| extent(*start, *count)).collect(),
         chunk_size: ChunkSize::MIN,
         virtual_size: Bytes(virtual_size),
@@ -27,7 +27,7 @@ fn layer(number: usize, virtual_size: u64, extents: &[(u64, u64)]) -> Layer {
     }
 }
 
-fn random_layer(dice: &mut Dice, number: usize) -> Layer {
+fn random_delta(dice: &mut Dice, number: usize) -> Delta {
     let chunk_size = ChunkSize::new(Bytes(4096 << dice.below(4))).unwrap();
     let virtual_size = Bytes(SECTOR * (1 + dice.below(20_000)));
     let (mut extents, mut at) = (Vec::new(), 0);
@@ -41,27 +41,27 @@ fn random_layer(dice: &mut Dice, number: usize) -> Layer {
         extents.push(extent(at, count));
         at += count;
     }
-    Layer {
+    Delta {
         chunk_size,
         extents,
-        ..layer(number, virtual_size.0, &[])
+        ..delta(number, virtual_size.0, &[])
     }
 }
 
 /// The source of every sector of the disk, found the slow way.
-fn sector_by_sector(layers: &[Layer], size: Bytes) -> Vec<Option<(usize, u64)>> {
+fn sector_by_sector(deltas: &[Delta], size: Bytes) -> Vec<Option<(usize, u64)>> {
     let mut disk = vec![None; (size.0 / SECTOR) as usize];
-    for (number, layer) in layers.iter().enumerate() {
+    for (number, delta) in deltas.iter().enumerate() {
         disk.iter_mut()
-            .skip((layer.virtual_size.0 / SECTOR) as usize)
+            .skip((delta.virtual_size.0 / SECTOR) as usize)
             .for_each(|sector| *sector = None);
-        let sectors = u64::from(layer.chunk_size.sectors());
-        let chunks = layer.extents.iter().flat_map(|extent| extent.disk.0..extent.disk.0 + extent.count);
+        let sectors = u64::from(delta.chunk_size.sectors());
+        let chunks = delta.extents.iter().flat_map(|extent| extent.disk.0..extent.disk.0 + extent.count);
         for (index, chunk) in chunks.enumerate() {
             for within in 0..sectors {
                 let at = chunk * sectors + within;
-                if at < (layer.virtual_size.0 / SECTOR).min(disk.len() as u64) {
-                    disk[at as usize] = Some((number, file_chunk(layer.chunk_size, index as u64).0 * sectors + within));
+                if at < (delta.virtual_size.0 / SECTOR).min(disk.len() as u64) {
+                    disk[at as usize] = Some((number, file_chunk(delta.chunk_size, index as u64).0 * sectors + within));
                 }
             }
         }
@@ -74,7 +74,7 @@ fn origin(map: &ChainMap, sector: u64) -> Option<(usize, u64)> {
     assert!(piece.at.0 <= sector * SECTOR && piece.end().0 > sector * SECTOR);
     match piece.source {
         Source::Zero => None,
-        Source::Delta { layer, offset } => Some((layer, offset.0 / SECTOR + (sector - piece.at.0 / SECTOR))),
+        Source::Delta { delta, offset } => Some((delta, offset.0 / SECTOR + (sector - piece.at.0 / SECTOR))),
     }
 }
 
@@ -82,10 +82,10 @@ fn origin(map: &ChainMap, sector: u64) -> Option<(usize, u64)> {
 fn every_sector_has_the_source_that_the_layers_give_it() {
     let mut dice = Dice(1);
     for depth in 0..40 {
-        let layers: Vec<Layer> = (0..depth).map(|number| random_layer(&mut dice, number)).collect();
+        let deltas: Vec<Delta> = (0..depth).map(|number| random_delta(&mut dice, number)).collect();
         let size = Bytes(SECTOR * (1 + dice.below(20_000)));
-        let map = ChainMap::build(&layers, size).unwrap();
-        let want = sector_by_sector(&layers, size);
+        let map = ChainMap::build(&deltas, size).unwrap();
+        let want = sector_by_sector(&deltas, size);
         for (sector, want) in want.iter().enumerate() {
             assert_eq!(origin(&map, sector as u64), *want, "depth {depth}, sector {sector}");
         }
@@ -97,8 +97,8 @@ fn every_sector_has_the_source_that_the_layers_give_it() {
 #[test]
 fn pieces_cover_a_range_without_gaps_and_agree_with_lookups() {
     let mut dice = Dice(2);
-    let layers: Vec<Layer> = (0..5).map(|number| random_layer(&mut dice, number)).collect();
-    let map = ChainMap::build(&layers, Bytes(SECTOR * 15_000)).unwrap();
+    let deltas: Vec<Delta> = (0..5).map(|number| random_delta(&mut dice, number)).collect();
+    let map = ChainMap::build(&deltas, Bytes(SECTOR * 15_000)).unwrap();
     for _ in 0..2000 {
         let start = dice.below(16_000 * SECTOR);
         let end = start + dice.below(300 * SECTOR);
@@ -115,13 +115,13 @@ fn pieces_cover_a_range_without_gaps_and_agree_with_lookups() {
 
 #[test]
 fn a_run_stops_at_an_area_and_goes_on_behind_it() {
-    let map = ChainMap::build(&[layer(0, 4 << 20, &[(0, 300), (300, 10)])], Bytes(4 << 20)).unwrap();
+    let map = ChainMap::build(&[delta(0, 4 << 20, &[(0, 300), (300, 10)])], Bytes(4 << 20)).unwrap();
     let pieces: Vec<(u64, u64, Source)> = map
         .segments(Bytes::ZERO..Bytes(4 << 20))
         .map(|piece| (piece.at.0 / 4096, piece.len.0 / 4096, piece.source))
         .collect();
     let source = |chunk: u64| Source::Delta {
-        layer: 0,
+        delta: 0,
         offset: Bytes(chunk * 4096),
     };
     assert_eq!(pieces, [(0, 256, source(2)), (256, 54, source(259)), (310, 714, Source::Zero)]);
@@ -131,15 +131,15 @@ fn a_run_stops_at_an_area_and_goes_on_behind_it() {
 fn what_was_cut_off_by_shrinking_stays_away_after_growing() {
     let mib = 1 << 20;
     // 4 MiB full of data, then one delta made at 1 MiB, then one at 8 MiB.
-    let layers = [
-        layer(0, 4 * mib, &[(0, 1024)]),
-        layer(1, mib, &[(3, 1)]),
-        layer(2, 8 * mib, &[(700, 2)]),
+    let deltas = [
+        delta(0, 4 * mib, &[(0, 1024)]),
+        delta(1, mib, &[(3, 1)]),
+        delta(2, 8 * mib, &[(700, 2)]),
     ];
-    let map = ChainMap::build(&layers, Bytes(8 * mib)).unwrap();
+    let map = ChainMap::build(&deltas, Bytes(8 * mib)).unwrap();
     let layer_at = |at: u64| match map.lookup(Bytes(at)).source {
         Source::Zero => None,
-        Source::Delta { layer, .. } => Some(layer),
+        Source::Delta { delta, .. } => Some(delta),
     };
     assert_eq!(layer_at(mib - 512), Some(0));
     assert_eq!(layer_at(3 * 4096), Some(1));
@@ -147,7 +147,7 @@ fn what_was_cut_off_by_shrinking_stays_away_after_growing() {
     assert_eq!(layer_at(4 * mib - 512), None);
     assert_eq!(layer_at(700 * 4096), Some(2));
     // The image itself was shrunk below its newest delta.
-    let map = ChainMap::build(&layers, Bytes(512 * 5)).unwrap();
+    let map = ChainMap::build(&deltas, Bytes(512 * 5)).unwrap();
     assert_eq!(map.lookup(Bytes(0)).len, Bytes(512 * 5));
     assert_eq!(map.lookup(Bytes(512 * 5)).source, Source::Zero);
 }
@@ -155,29 +155,29 @@ fn what_was_cut_off_by_shrinking_stays_away_after_growing() {
 #[test]
 fn a_child_fits_over_its_parent_and_over_what_stands_for_it() {
     let mib = 1 << 20;
-    let build = |layers: &[Layer]| ChainMap::build(layers, Bytes(mib));
-    let base = layer(0, mib, &[(0, 1)]);
-    let child = layer(1, mib, &[(1, 1)]);
+    let build = |deltas: &[Delta]| ChainMap::build(deltas, Bytes(mib));
+    let base = delta(0, mib, &[(0, 1)]);
+    let child = delta(1, mib, &[(1, 1)]);
     assert!(build(&[base.clone(), child.clone()]).is_ok());
-    let stranger = Layer {
+    let stranger = Delta {
         digest: digest(9),
         ..base.clone()
     };
     let want = ChainError::Parent {
-        layer: 1,
+        delta: 1,
         digest: digest(1),
         found: digest(0),
         below: digest(9),
     };
     assert_eq!(build(&[stranger.clone(), child.clone()]).unwrap_err(), want);
-    let flat = Layer {
+    let flat = Delta {
         stands_for: digest(0),
         ..stranger
     };
     assert!(build(&[flat.clone(), child.clone()]).is_ok());
     // Only the delta that names the missing one, and only for its own child.
-    assert!(build(&[flat, layer(2, mib, &[])]).is_err());
-    let orphan = Layer {
+    assert!(build(&[flat, delta(2, mib, &[])]).is_err());
+    let orphan = Delta {
         parent: Digest::NONE,
         ..child.clone()
     };
@@ -206,35 +206,35 @@ fn hostile_extents_are_refused() {
         &[(5, 2), (1, 1)],
         &[(5, 2), (5, 2)],
     ] {
-        let layer = layer(0, mib, extents);
+        let delta = delta(0, mib, extents);
         assert!(
-            matches!(ChainMap::build(&[layer], Bytes(mib)), Err(ChainError::Extent { .. })),
+            matches!(ChainMap::build(&[delta], Bytes(mib)), Err(ChainError::Extent { .. })),
             "{extents:?}"
         );
     }
     for size in [0, 1, 4097, MAX_DISK.0 + 512, u64::MAX] {
         assert!(
-            matches!(ChainMap::build(&[layer(0, size, &[])], Bytes(mib)), Err(ChainError::Size { .. })),
+            matches!(ChainMap::build(&[delta(0, size, &[])], Bytes(mib)), Err(ChainError::Size { .. })),
             "{size}"
         );
         assert!(matches!(ChainMap::build(&[], Bytes(size)), Err(ChainError::ImageSize(_))), "{size}");
     }
     // Cut off is not unchecked.
-    assert!(ChainMap::build(&[layer(0, mib, &[(255, 2)])], Bytes(512)).is_err());
+    assert!(ChainMap::build(&[delta(0, mib, &[(255, 2)])], Bytes(512)).is_err());
 }
 
 #[test]
 fn the_largest_disk_has_a_map() {
     let chunk_size = ChunkSize::MAX;
-    let whole = Layer {
+    let whole = Delta {
         chunk_size,
-        ..layer(0, MAX_DISK.0, &[(0, chunk_size.count(MAX_DISK))])
+        ..delta(0, MAX_DISK.0, &[(0, chunk_size.count(MAX_DISK))])
     };
     let map = ChainMap::build(&[whole], MAX_DISK).unwrap();
     assert_eq!(map.runs(), 256);
     let last = map.lookup(Bytes(MAX_DISK.0 - 1));
     assert_eq!(last.end(), MAX_DISK);
-    assert!(matches!(last.source, Source::Delta { layer: 0, .. }));
+    assert!(matches!(last.source, Source::Delta { delta: 0, .. }));
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn a_million_runs_take_less_than_28_bytes_each() {
     for (stride, far) in [(16, 0), (2, 1 << 30)] {
         let mut extents: Vec<(u64, u64)> = (0..1_000_000).map(|index| (index * stride, 1)).collect();
         extents.push((far + 16_000_000, 1));
-        let map = ChainMap::build(&[layer(0, MAX_DISK.0, &extents)], MAX_DISK).unwrap();
+        let map = ChainMap::build(&[delta(0, MAX_DISK.0, &extents)], MAX_DISK).unwrap();
         assert_eq!(map.runs(), 1_000_001);
         let each = map.memory_bytes() as f64 / map.runs() as f64;
         assert!(each < 28.0, "{each} bytes a run");
@@ -254,10 +254,10 @@ fn a_million_runs_take_less_than_28_bytes_each() {
 fn a_diff_lists_exactly_the_sectors_with_another_source() {
     let mut dice = Dice(3);
     for round in 0..30 {
-        let layers: Vec<Layer> = (0..6).map(|number| random_layer(&mut dice, number)).collect();
+        let deltas: Vec<Delta> = (0..6).map(|number| random_delta(&mut dice, number)).collect();
         let (one, other) = (dice.below(7) as usize, dice.below(7) as usize);
-        let a = ChainMap::build(&layers[..one], Bytes(SECTOR * (1 + dice.below(20_000)))).unwrap();
-        let b = ChainMap::build(&layers[..other], Bytes(SECTOR * (1 + dice.below(20_000)))).unwrap();
+        let a = ChainMap::build(&deltas[..one], Bytes(SECTOR * (1 + dice.below(20_000)))).unwrap();
+        let b = ChainMap::build(&deltas[..other], Bytes(SECTOR * (1 + dice.below(20_000)))).unwrap();
         let changes = diff(&a, &b);
         assert!(changes.iter().all(|change| change.start < change.end));
         assert!(changes.windows(2).all(|pair| pair[0].end < pair[1].start));

@@ -1,7 +1,7 @@
 use super::*;
 use crate::blockio::{BlockDevice, MemoryIo};
 use crate::chain::tests::{Dice, chain_of};
-use crate::chain::{ChainMap, Disk, Layer};
+use crate::chain::{ChainMap, Delta, Disk};
 use crate::format::Extent;
 use crate::format::seal::SealedDelta;
 use crate::format::trailer::{FileSystem, SEAL_RULES};
@@ -141,11 +141,11 @@ fn a_raw_disk_and_a_head_with_its_bytes_give_the_same_base() {
 /// From which byte on a disk has what.
 type Writes<'a> = &'a [(u64, Vec<u8>)];
 
-/// `layers`, oldest first, each over all below it: chunk size, disk size, and what is written.
-fn stacked(layers: &[(u64, u64, Writes)]) -> Chain {
+/// `deltas`, oldest first, each over all below it: chunk size, disk size, and what is written.
+fn stacked(deltas: &[(u64, u64, Writes)]) -> Chain {
     let (mut known, mut files) = (Vec::new(), Vec::<Arc<dyn ReadAt>>::new());
     let mut parent = Digest::NONE;
-    for (chunk, size, writes) in layers {
+    for (chunk, size, writes) in deltas {
         let below = Chain::new(ChainMap::build(&known, Bytes(*size)).unwrap(), files.clone()).unwrap();
         let disk = Disk::with_head(below, Head::create(MemoryIo::default(), ChunkSize::HEAD).unwrap(), Bytes(*size));
         writes.iter().for_each(|(at, data)| disk.write(Bytes(*at), data).unwrap());
@@ -166,11 +166,11 @@ fn stacked(layers: &[(u64, u64, Writes)]) -> Chain {
         )
         .unwrap();
         let sealed = sealer.finish().unwrap();
-        known.push(Layer::new(&facts, sealed.extents, sealed.digest));
+        known.push(Delta::new(&facts, sealed.extents, sealed.digest));
         files.push(Arc::new(file));
         parent = sealed.digest;
     }
-    let (_, size, _) = layers.last().unwrap();
+    let (_, size, _) = deltas.last().unwrap();
     Chain::new(ChainMap::build(&known, Bytes(*size)).unwrap(), files).unwrap()
 }
 

@@ -2,7 +2,7 @@
 
 use super::Dice;
 use crate::blockio::{BlockDevice, MemoryIo, ReadAt};
-use crate::chain::{Chain, ChainMap, Disk, Layer, seal};
+use crate::chain::{Chain, ChainMap, Delta, Disk, seal};
 use crate::format::head::{Head, full_len, trim};
 use crate::format::seal::Sealer;
 use crate::format::sealed::Sealed;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 struct Model {
     dice: Dice,
-    layers: Vec<(Layer, Arc<MemoryIo>)>,
+    deltas: Vec<(Delta, Arc<MemoryIo>)>,
     disk: Disk<MemoryIo>,
     head_clip: Bytes,
     want: Vec<u8>,
@@ -21,9 +21,9 @@ struct Model {
     largest: u64,
 }
 
-fn chain(layers: &[(Layer, Arc<MemoryIo>)], size: Bytes) -> Chain {
-    let facts: Vec<Layer> = layers.iter().map(|(layer, _)| layer.clone()).collect();
-    let files = layers.iter().map(|(_, file)| Arc::clone(file) as Arc<dyn ReadAt>).collect();
+fn chain(deltas: &[(Delta, Arc<MemoryIo>)], size: Bytes) -> Chain {
+    let facts: Vec<Delta> = deltas.iter().map(|(delta, _)| delta.clone()).collect();
+    let files = deltas.iter().map(|(_, file)| Arc::clone(file) as Arc<dyn ReadAt>).collect();
     Chain::new(ChainMap::build(&facts, size).unwrap(), files).unwrap()
 }
 
@@ -34,9 +34,9 @@ fn some_chunk(dice: &mut Dice) -> ChunkSize {
 }
 
 /// Opens what a sealer wrote, as a stranger would.
-fn opened(file: MemoryIo, digest: Digest) -> (Layer, Arc<MemoryIo>) {
+fn opened(file: MemoryIo, digest: Digest) -> (Delta, Arc<MemoryIo>) {
     let table = Sealed::open(&file).unwrap();
-    (Layer::new(&table.facts, table.extents, digest), Arc::new(file))
+    (Delta::new(&table.facts, table.extents, digest), Arc::new(file))
 }
 
 impl Model {
@@ -49,7 +49,7 @@ impl Model {
         let disk = Disk::with_head(chain(&[], size), head, size);
         Model {
             dice,
-            layers: Vec::new(),
+            deltas: Vec::new(),
             disk,
             head_clip: size,
             want: vec![0; size.0 as usize],
@@ -111,14 +111,14 @@ impl Model {
         let mut found = vec![1; self.want.len()];
         self.disk.read(Bytes::ZERO, &mut found).unwrap();
         let first = found.iter().zip(&self.want).position(|(found, want)| found != want);
-        assert_eq!(first, None, "first wrong byte, at depth {}", self.layers.len());
+        assert_eq!(first, None, "first wrong byte, at depth {}", self.deltas.len());
     }
 
     /// The disk made again from its files.
     fn reopen(&mut self, size: Bytes) {
         self.disk.flush().unwrap();
         let head = Head::open(MemoryIo::new(self.disk.head().unwrap().io().bytes())).unwrap();
-        self.disk = Disk::with_head(chain(&self.layers, size), head, self.head_clip);
+        self.disk = Disk::with_head(chain(&self.deltas, size), head, self.head_clip);
     }
 
     fn resize(&mut self) {
@@ -129,14 +129,14 @@ impl Model {
             let head = trim(self.disk.head().unwrap(), MemoryIo::default(), size).unwrap();
             assert!(head.io().size().unwrap() <= full_len(size, head.chunk_size()).unwrap());
             self.head_clip = self.head_clip.min(size);
-            self.disk = Disk::with_head(chain(&self.layers, size), head, self.head_clip);
+            self.disk = Disk::with_head(chain(&self.deltas, size), head, self.head_clip);
         }
         self.want.resize(size.0 as usize, 0);
         self.reopen(size);
     }
 
     fn seal(&mut self) {
-        let parent = self.layers.last().map_or(Digest::NONE, |(layer, _)| layer.digest);
+        let parent = self.deltas.last().map_or(Digest::NONE, |(delta, _)| delta.digest);
         let facts = self.facts(parent, self.size());
         let file = MemoryIo::default();
         let mut sealer = Sealer::new(&file, facts).unwrap();
@@ -148,35 +148,35 @@ impl Model {
         };
         seal::from_head(self.disk.chain(), head, self.head_clip, &facts, &mut sealer, &mut progress).unwrap();
         let digest = sealer.finish().unwrap().digest;
-        self.layers.push(opened(file, digest));
+        self.deltas.push(opened(file, digest));
         self.head_clip = self.size();
         let head = Head::create(MemoryIo::default(), some_chunk(&mut self.dice)).unwrap();
-        self.disk = Disk::with_head(chain(&self.layers, self.size()), head, self.head_clip);
+        self.disk = Disk::with_head(chain(&self.deltas, self.size()), head, self.head_clip);
     }
 
     /// Some neighbours become one delta that stands for the newest of them.
     fn merge(&mut self) {
-        if self.layers.len() < 2 {
+        if self.deltas.len() < 2 {
             return;
         }
-        let first = self.dice.below(self.layers.len() as u64 - 1) as usize;
-        let last = first + 1 + self.dice.below((self.layers.len() - first - 1) as u64) as usize;
-        let newest = self.layers[last].0.clone();
+        let first = self.dice.below(self.deltas.len() as u64 - 1) as usize;
+        let last = first + 1 + self.dice.below((self.deltas.len() - first - 1) as u64) as usize;
+        let newest = self.deltas[last].0.clone();
         // By the name the child above knows it by: that may be one that the newest stands for itself.
-        let stands_for = self.layers.get(last + 1).map_or(newest.digest, |(child, _)| child.parent);
+        let stands_for = self.deltas.get(last + 1).map_or(newest.digest, |(child, _)| child.parent);
         let size = newest.virtual_size;
         let facts = Facts {
             stands_for,
-            ..self.facts(self.layers[first].0.parent, size)
+            ..self.facts(self.deltas[first].0.parent, size)
         };
         let bytes = facts.chunk_size.as_usize();
-        let (below, all) = (chain(&self.layers[..first], size), chain(&self.layers[..=last], size));
+        let (below, all) = (chain(&self.deltas[..first], size), chain(&self.deltas[..=last], size));
         let file = MemoryIo::default();
         let mut sealer = Sealer::new(&file, facts).unwrap();
         if first == 0 && self.dice.below(4) > 0 {
             seal::from_chain(&all, &facts, &mut sealer, &mut |_, _| {}).unwrap();
             let digest = sealer.finish().unwrap().digest;
-            self.layers.splice(first..=last, [opened(file, digest)]);
+            self.deltas.splice(first..=last, [opened(file, digest)]);
             return self.reopen(self.size());
         }
         for disk in 0..facts.chunk_size.count(size) {
@@ -188,7 +188,7 @@ impl Model {
             }
         }
         let digest = sealer.finish().unwrap().digest;
-        self.layers.splice(first..=last, [opened(file, digest)]);
+        self.deltas.splice(first..=last, [opened(file, digest)]);
         self.reopen(self.size());
     }
 }
