@@ -25,7 +25,7 @@ def stack(window):
     name = "small" if demo is ctl else "demo"
     chains.lay_out(window, name, demo, "web")
     wanted[name] = []
-    with boot(window, "stack.py") as vm:
+    with boot(window, "stack.py", "2G") as vm:
         vm.finish(300)
     for name, differs in wanted.items():
         with open(os.path.join(window, name, "differs")) as file:
