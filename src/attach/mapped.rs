@@ -27,10 +27,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 /// At most so many threads free loops, and none for a few of them.
 const THREADS: usize = 16;
 const LOOPS_A_THREAD: usize = 4;
+/// A loop that took longer to free was waited for: a grace period is 10 ms and more, all the rest a fraction of one.
+const WAITS: Duration = Duration::from_millis(4);
 
 /// Makes the image's device; nothing of the image is attached.
 pub fn attach(
@@ -393,22 +396,30 @@ fn go(name: &dyn std::fmt::Display, place: &Place, dm: &Dm, steps: &[Step]) -> R
     }
 }
 
-/// Frees loops, of which none stands on another; returns those that could not be. Several at once, as the kernel mostly waits in each.
+/// Frees loops, of which none stands on another; returns those that could not be. Several at once where the kernel waits in each, as the first
+/// one shows: where it does not, threads only get in each other's way.
 fn free_together(steps: &[Step], place: &Place, dm: &Dm) -> Vec<(Step, StepError)> {
+    let start = Instant::now();
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let work = || {
-        while let Some(step) = steps.get(next.fetch_add(1, Ordering::Relaxed)) {
-            match run::take_away(step, place, dm) {
-                Ok(()) => stop::step("detach", step),
-                Err(cause) => failed.lock().expect("nothing panics with it").push((step.clone(), cause)),
-            }
+    let one = || {
+        let step = steps.get(next.fetch_add(1, Ordering::Relaxed))?;
+        match run::take_away(step, place, dm) {
+            Ok(()) => stop::step("detach", step),
+            Err(cause) => failed.lock().expect("nothing panics with it").push((step.clone(), cause)),
         }
+        Some(())
+    };
+    let all = || while one().is_some() {};
+    one();
+    let threads = match start.elapsed() > WAITS {
+        true => (steps.len() / LOOPS_A_THREAD).min(THREADS),
+        false => 1,
     };
     std::thread::scope(|scope| {
-        for _ in 1..(steps.len() / LOOPS_A_THREAD).min(THREADS) {
-            scope.spawn(work);
+        for _ in 1..threads {
+            scope.spawn(all);
         }
-        work();
+        all();
     });
     failed.into_inner().expect("nothing panics with it")
 }
