@@ -58,7 +58,7 @@ impl Engine {
         let before = self.store.image(&ask.name)?;
         let old = before.virtual_size;
         let size = size.of(old)?;
-        let (was, bounds) = (before.bounds(), new.over(before.bounds()));
+        let bounds = new.over(before.bounds());
         refuse(&before, size, ask.shrink)?;
         self.check_bounds(&before, size, bounds)?;
         let entry = entry(old, size, new);
@@ -73,9 +73,6 @@ impl Engine {
         };
         txn.done()?;
         tracing::info!(image = %record.name, from = %old, to = %size, "resized");
-        if size >= old {
-            self.give_back(&record, was)?;
-        }
         Ok((old, record, minimum))
     }
 
@@ -95,6 +92,7 @@ impl Engine {
         if before.head.is_none() && !bounds.reserve {
             self.must_have_room()?;
         }
+        let was = before.bounds();
         // All of the larger disk's, before anybody relies on it.
         self.take_room(&before, size, bounds)?;
         let record = match size == before.virtual_size && bounds == before.bounds() {
@@ -103,8 +101,10 @@ impl Engine {
             false => txn.finish_grow(size, bounds, entry)?,
         };
         self.index(|catalog| catalog.put_image(&record))?;
+        // As long as the image is ours; what cannot be given back keeps nothing from growing.
+        let given = self.give_back(&record, was);
         if !is_known {
-            return Ok(record);
+            return given.map(|()| record);
         }
         progress.update("file system", 0, None);
         let grown = match self.grow_mounted(txn, &record) {
@@ -121,7 +121,7 @@ impl Engine {
             error.of(format!("image \"{}\" has a disk of {size} now, {then}", record.name))
         })?;
         stop::point("grow.grown");
-        Ok(grown)
+        given.map(|()| grown)
     }
 
     /// On a mount of its own: only a mounted file system grows in a way that a power cut cannot break. Returns why it would not.
