@@ -11,7 +11,6 @@ use crate::store::{Guard, Store};
 use crate::swarm::Swarm;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 
 /// An open store.
@@ -24,8 +23,6 @@ pub struct Engine {
     swarm: RwLock<Option<Arc<Running>>>,
     /// Why this host's daemon has none.
     no_swarm: Option<ServiceError>,
-    /// Whether all that dead processes left under `/run` has been looked for, since the start.
-    is_swept: AtomicBool,
 }
 
 /// A swarm to pull with: the daemon's, or one of the command's own.
@@ -104,19 +101,17 @@ impl Engine {
             index,
             swarm: RwLock::new(swarm),
             no_swarm,
-            is_swept: AtomicBool::new(false),
         })
     }
 
-    /// Takes away what dead processes left in the store and in the kernel, before any verb. Costs one look at the store when nobody died.
+    /// Takes away what dead processes left in the store and in the kernel, before any verb. Costs a look at the store and two listings when nobody
+    /// died.
     fn tidy(&self) -> Result<(), ServiceError> {
-        let died = self.store.recover_again(None)? || !self.is_swept.swap(true, Ordering::Relaxed);
-        // After the store: a draft whose transaction is gone is nobody's.
-        if died {
-            super::draft::sweep(&self.store)?;
-        }
-        let detached = attach::sweep(&self.store)?;
-        if died || !detached.is_empty() {
+        self.store.recover_again(None)?;
+        // After the store, whoever settled it: a draft whose transaction is gone is nobody's.
+        super::draft::sweep(&self.store)?;
+        // A mount of a verb's own went with its device; the directory alone harms nobody.
+        if !attach::sweep(&self.store)?.is_empty() {
             super::own_mount::sweep(&self.store);
         }
         Ok(())
