@@ -178,7 +178,9 @@ pub fn sync_parent(path: &Path) -> Result<(), StoreError> {
 
 /// The names in a directory.
 pub fn list(path: &Path) -> Result<Vec<OsString>, StoreError> {
-    let dir = File::open(path).at("list", path)?;
+    // Of a pipe it would wait for the other end.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(path, flags, Mode::empty()).map(File::from).at("list", path)?;
     Ok(entries(&dir, path)?.into_iter().map(|(name, _)| name).collect())
 }
 

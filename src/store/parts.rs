@@ -32,8 +32,10 @@ impl Store {
             };
             for path in names.into_iter().map(|name| dir.join(name)) {
                 let is_part = matches!(path.extension().and_then(|ending| ending.to_str()), Some("part" | "blob"));
-                if is_part && let Some(freed) = give_up(&path, dry_run)? {
-                    gone.push(Part { path, freed });
+                match is_part.then(|| give_up(&path, dry_run)) {
+                    Some(Ok(Some(freed))) => gone.push(Part { path, freed }),
+                    Some(Err(error)) => tracing::warn!(part = %path.display(), cause = %error, "what came of a pull stays"),
+                    _ => {}
                 }
             }
         }
@@ -44,6 +46,9 @@ impl Store {
 
 /// What it took; `None` where it stays.
 fn give_up(path: &Path, dry_run: bool) -> Result<Option<Bytes>, StoreError> {
+    if !std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file()) {
+        return Ok(None);
+    }
     let file = match fs::open_read(path) {
         // Gone meanwhile; or nothing that a pull has made.
         Err(error) if error.is_missing() || matches!(error, StoreError::Damaged { .. }) => return Ok(None),

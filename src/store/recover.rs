@@ -65,7 +65,7 @@ impl Store {
         let text = |name: std::ffi::OsString| name.into_string().ok();
         let folders = fs::list(&self.tmp_dir())?.into_iter().filter_map(text);
         let entries = fs::list(&self.journal_dir())?.into_iter().filter_map(text);
-        let entries = entries.filter_map(|name| name.strip_suffix(".json").map(String::from));
+        let entries = entries.filter_map(|name| name.strip_suffix(".json").filter(|id| is_id(id)).map(String::from));
         let all: BTreeSet<String> = folders.chain(entries).collect();
         Ok(&all - &Live::all())
     }
@@ -89,22 +89,29 @@ impl Store {
     fn adopt_dead(&self) -> Result<Vec<(String, Moment)>, StoreError> {
         let mut dead = Vec::new();
         for id in self.unfinished()? {
-            let dir = self.txn_dir(&id);
-            match std::fs::symlink_metadata(&dir) {
-                Ok(meta) if !meta.is_dir() => {
-                    fs::unlink_if_there(&dir)?;
-                    continue;
-                }
-                _ => fs::make_dir(&dir).or_else(|error| if error.is_exists() { Ok(()) } else { Err(error) })?,
-            }
-            match self.try_adopt(&id) {
-                Ok(Some(owner)) => dead.push((id, owner)),
-                Ok(None) => {}
+            match self.adopt(&id) {
+                Ok(owner) => dead.extend(owner.map(|owner| (id, owner))),
                 Err(error) if error.is_missing() => {}
-                Err(error) => return Err(error),
+                // One is not all.
+                Err(error) => tracing::warn!(txn = id, cause = %error, "unfinished work of a dead process stays"),
             }
         }
         Ok(dead)
+    }
+
+    fn adopt(&self, id: &str) -> Result<Option<Moment>, StoreError> {
+        let dir = self.txn_dir(id);
+        match std::fs::symlink_metadata(&dir) {
+            Ok(meta) if !meta.is_dir() => {
+                fs::unlink_if_there(&dir)?;
+                return Ok(None);
+            }
+            // Who died between the two last steps has left it empty, and there may be no room for an owner.
+            Ok(_) if self.read_entry(id).is_ok_and(|intent| intent.is_none()) && std::fs::remove_dir(&dir).is_ok() => return Ok(None),
+            Ok(_) => {}
+            Err(_) => fs::make_dir(&dir)?,
+        }
+        self.try_adopt(id)
     }
 
     /// Completes or undoes one transaction whose owner's lock the caller has, and forgets it. `lock` is an image's, if the caller has one.
@@ -121,10 +128,11 @@ impl Store {
         }
         let dir = self.txn_dir(id);
         // First of all, as there may be no room for the mark.
-        fs::empty_tree(&dir, "owner")?;
+        let emptied = fs::empty_tree(&dir, "owner");
         if intent.is_some() || std::fs::symlink_metadata(dir.join("owner")).is_ok_and(|owner| owner.len() > 0) {
             self.mark_index_stale()?;
         }
+        emptied?;
         // The folder last, as it is looked for.
         fs::unlink_if_there(&self.entry_path(id))?;
         fs::remove_tree(&dir, "owner")
@@ -199,4 +207,9 @@ impl Store {
             other => other.map(Locked::Now),
         }
     }
+}
+
+/// Whether a transaction can be called so: what else lies in `journal/` is nothing of ours, and no name of a folder.
+fn is_id(name: &str) -> bool {
+    name.len() == 16 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

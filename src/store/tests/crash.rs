@@ -2,6 +2,7 @@
 
 use super::flatten::{assert_aligned, flatten};
 use super::*;
+use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::sync::Arc;
@@ -388,6 +389,29 @@ fn folders_without_an_entry_are_swept() {
     Store::open(store.root()).unwrap();
     assert!(is_tidy(&store));
     assert!(Path::new("/etc/passwd").exists());
+}
+
+#[test]
+fn what_is_no_transaction_harms_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = prepare(&dir.path().join("s"));
+    for strange in ["...json", "..json", ".json", "x.json", "0123456789ABCDEFG.json"] {
+        write(store.journal_dir().join(strange), b"").unwrap();
+    }
+    let mine = store.begin(Intent::Create { name: name("b") }).unwrap();
+    for strange in ["0123456789abcde0", "0123456789abcde1"] {
+        std::fs::create_dir(store.tmp_dir().join(strange)).unwrap();
+    }
+    std::os::unix::fs::symlink("nowhere/", store.tmp_dir().join("0123456789abcde0/owner")).unwrap();
+    std::fs::create_dir(store.tmp_dir().join("0123456789abcde2")).unwrap();
+    std::fs::create_dir(store.tmp_dir().join("0123456789abcde2/owner")).unwrap();
+    die_at(store.root(), "clone.journal");
+    let store = Store::open(store.root()).unwrap();
+    assert_eq!(names(&store), ["a"]);
+    assert!(mine.dir().join("owner").exists() && store.objects().is_ok());
+    let left = BTreeSet::from_iter(fs::list(&store.tmp_dir()).unwrap());
+    let strange = ["0123456789abcde0", "0123456789abcde2"].map(std::ffi::OsString::from);
+    assert_eq!(left, BTreeSet::from_iter(strange.into_iter().chain([mine.id().into()])));
 }
 
 #[test]
