@@ -133,9 +133,9 @@ impl Engine {
         self.open_within(record, size, bounds).map(drop)
     }
 
-    /// What a head has too much by its record's bounds: with `old` ones it had more.
+    /// What a head has too much by its record's bounds: with `old` ones it had more, or was as long as the kernel could have made it.
     pub(super) fn give_back(&self, record: &ImageRecord, old: HeadBounds) -> Result<(), ServiceError> {
-        let Some(head) = record.head.filter(|head| old.reserve && head.bounds() != old) else {
+        let Some(head) = record.head.filter(|head| (old.reserve || head.reserve) && head.bounds() != old) else {
             return Ok(());
         };
         let give = || -> Result<(), ServiceError> {

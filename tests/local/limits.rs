@@ -200,6 +200,24 @@ fn what_a_head_cannot_have_is_a_usage_error() {
     rig.fails(&["attach", "web", "--reserve"], 2);
 }
 
+#[test]
+fn a_head_that_the_kernel_had_is_no_longer_than_its_limit_once_it_is_reserved() {
+    let rig = Rig::new();
+    rig.ok(&["create", "web", "--size", "64M"]);
+    rig.ok(&["attach", "web"]);
+    rig.ok(&["detach", "web"]);
+    let images = fs::read_dir(rig.root().join("images")).unwrap();
+    let head = images.last().unwrap().unwrap().path().join("head.delta");
+    for last in [&["--limit", "1M", "--reserve"][..], &["80M", "--limit", "8M", "--reserve"]] {
+        rig.ok(&["resize", "web", "--no-reserve", "--limit", "none"]);
+        // As an attach in one of the kernel's modes leaves it.
+        fs::File::options().write(true).open(&head).unwrap().set_len(70 * MIB).unwrap();
+        rig.ok(&[&["resize", "web"], last].concat());
+        let limit = rig.json(&["info", "web"])["head"]["limit_bytes"].as_u64().unwrap();
+        assert_eq!(fs::metadata(&head).unwrap().len(), limit, "{last:?}");
+    }
+}
+
 fn head(rig: &Rig, name: &str) -> (u64, Option<u64>, bool) {
     let head = rig.json(&["info", name])["head"].clone();
     let number = |field: &str| head[field].as_u64();

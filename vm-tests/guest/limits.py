@@ -2,6 +2,7 @@
 
 Parameters: story, seed. The stores' disk is an ext4 of its own, small enough to be filled."""
 
+import glob
 import os
 import random
 import subprocess
@@ -131,12 +132,17 @@ def full_head(image, fs, noise):
 
 def reserved_head(image, fs, noise):
     guest.ctl(STORE, "create", image, "--fs", fs, "--size", SIZES[fs])
-    mount(image, "--limit", "48M")
+    mount(image)
     write("before", noise.of("before", MIB))
     says_no("in use", "resize", image, "--reserve")
     guest.ctl(STORE, "umount", image)
-    guest.ctl(STORE, "resize", image, "--reserve")
+    # The kernel's head was as long as the whole disk: only what is reserved stays.
+    (head,) = glob.glob(f"{STORE}/images/*/head.delta")
+    guest.ctl(STORE, "resize", image, "--limit", "48M", "--reserve")
+    assert os.stat(head).st_size == 48 * MIB, os.stat(head)
+    os.truncate(head, 100 * MIB)
     mount(image)
+    assert os.stat(head).st_size == 48 * MIB, os.stat(head)
     fill()
     content = [noise.of(f"file {number}", 4 * MIB) for number in range(6)]
     for number, one in enumerate(content):

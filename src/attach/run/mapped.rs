@@ -177,7 +177,7 @@ impl Work<'_> {
         let file = &opened.io().0;
         if !read_only {
             let wanted = opened.full_len(size, bounds.limit_bytes).map_err(failed)?;
-            lengthen(file, wanted).map_err(StepError::io("lengthen", &path))?;
+            give_length(file, wanted).map_err(StepError::io("give its length to", &path))?;
         }
         let id = LoopId::Head(self.place.image);
         let wanted = loops::Attach {
@@ -214,11 +214,10 @@ impl Work<'_> {
     }
 }
 
-/// As long as the head may become.
-fn lengthen(file: &File, wanted: Bytes) -> io::Result<()> {
-    let there = file.metadata()?.len();
-    match file.set_len(wanted.0.max(there)) {
-        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => file.set_len(LONGEST.0.max(there)),
+/// As long as the head may become, which is never less than it has in use; a reserved one that was longer had no space behind that.
+fn give_length(file: &File, wanted: Bytes) -> io::Result<()> {
+    match file.set_len(wanted.0) {
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => file.set_len(LONGEST.0.max(file.metadata()?.len())),
         other => other,
     }
 }
