@@ -278,6 +278,12 @@ impl Store {
         Ok(record)
     }
 
+    /// The name in an image's record as it is on disk, which a rename that died left as it was.
+    pub(super) fn recorded_name(&self, id: ImageId) -> Result<ImageName, StoreError> {
+        let path = self.image_dir(id).join("image.json");
+        Ok(ImageRecord::parse(&path, &fs::read_bounded(&path, MAX_RECORD)?)?.name)
+    }
+
     pub(super) fn read_record(&self, id: ImageId) -> Result<ImageRecord, StoreError> {
         let path = self.image_dir(id).join("image.json");
         // A rename may end between our look at the record and at the journal: then the record is right when it is read again.

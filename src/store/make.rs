@@ -149,6 +149,10 @@ impl Store {
             Some(lock),
         )?;
         let _shared = self.share()?;
+        // After a rename that died, only its entry in the journal tells the name that the record is to have.
+        if self.recorded_name(ImageId::of(from))? != *from {
+            self.update_record(from, |record| record.name = from.clone())?;
+        }
         claim(self, &self.image_dir(ImageId::of(from)), to)?;
         stop::point("rename.renamed");
         let record = self.update_record(to, |record| {

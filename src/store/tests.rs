@@ -1,7 +1,7 @@
 use super::*;
 use crate::blockio::MemoryIo;
 use crate::format::head::Head;
-use crate::ids::{Digest, ImageName, InfoHash, Sha256};
+use crate::ids::{Digest, ImageId, ImageName, InfoHash, Sha256};
 use crate::units::{Bytes, ChunkSize};
 use std::collections::BTreeMap;
 use std::fs::{File, read, write};
@@ -311,6 +311,29 @@ fn a_commit_puts_the_head_on_top_of_the_chain() {
     assert!(!store.head_path(&name("a")).exists());
     assert!(matches!(store.begin_commit(&name("a")), Err(StoreError::NoHead { .. })));
     assert!(store.problems().unwrap().is_empty());
+}
+
+#[test]
+fn an_image_whose_rename_died_is_renamed_once_more() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1]);
+    let dir = |text: &str| store.image_dir(ImageId::of(&name(text)));
+    let intent = Intent::Rename {
+        from: name("a"),
+        to: name("x"),
+    };
+    // As one that was killed between the directory and its record, and that nobody has settled.
+    let died = store.begin(intent).unwrap();
+    std::fs::rename(dir("a"), dir("x")).unwrap();
+    for (from, to) in [("x", "y"), ("y", "a"), ("a", "z")] {
+        store.rename_image(&name(from), &name(to)).unwrap().1.done().unwrap();
+        assert_eq!(
+            (store.image(&name(to)).unwrap().name, names(&store)),
+            (name(to), vec![to.to_string()])
+        );
+    }
+    died.done().unwrap();
+    assert!(is_tidy(&store) && store.problems().unwrap().is_empty());
 }
 
 #[test]
