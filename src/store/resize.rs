@@ -61,7 +61,12 @@ impl Txn {
                     ..head
                 };
                 let dir = store.image_dir(before.id());
-                fs::sync_all(&[&make_head(&path, &reserved)?], &fs::open_dir(&dir)?, &dir)?;
+                let make = || fs::sync_all(&[&make_head(&path, &reserved)?], &fs::open_dir(&dir)?, &dir);
+                if let Err(error) = make() {
+                    // It may have part of the space that it was to have.
+                    fs::unlink_if_there(&path)?;
+                    return Err(error);
+                }
                 head
             }
         };

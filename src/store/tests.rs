@@ -337,6 +337,23 @@ fn an_image_whose_rename_died_is_renamed_once_more() {
 }
 
 #[test]
+fn a_head_whose_space_cannot_be_had_is_not_there() {
+    let (_dir, store) = empty_store();
+    let txn = store.begin(Intent::Pull { name: name("a") }).unwrap();
+    let record = ImageRecord::new(name("a"), Bytes(1 << 20), "none");
+    drop(txn.new_image().unwrap());
+    txn.publish_image(&record).unwrap();
+    txn.done().unwrap();
+    let (lock, size) = (store.lock_image(&name("a")).unwrap(), Bytes(16 << 40));
+    let txn = store.begin_resize(lock, &record, size).unwrap();
+    let reserved = HeadBounds { reserve: true, ..FRESH };
+    assert!(txn.finish_grow(size, reserved, HistoryEntry::now("resize", "")).is_err());
+    assert!(!store.head_path(&name("a")).exists() && store.image(&name("a")).unwrap().head.is_none());
+    txn.finish_grow(size, FRESH, HistoryEntry::now("resize", "")).unwrap();
+    txn.done().unwrap();
+}
+
+#[test]
 fn a_transaction_that_is_dropped_leaves_nothing() {
     let (_dir, store) = empty_store();
     image(&store, "a", &[1]);
