@@ -1,7 +1,8 @@
 //! `export`: an image as an archive or as a raw disk.
 //!
-//! Refuses to export what is being written to. Invariant: the target appears whole, by a rename, or not at all; and what a killed export leaves has no
-//! name, or one by which the next to the same target finds it.
+//! Refuses to export what is being written to, and to wait for anybody who has the target's directory. Invariant: the target appears whole, by a
+//! rename, or not at all; and what a killed export leaves has no name, or one by which the next to the same target finds it: only one of several
+//! at once, or one whose name somebody else has, has a name of its own.
 
 use super::engine::Engine;
 use super::make::ms;
@@ -11,7 +12,7 @@ use super::{ErrorKind, Export, ExportReply, Progress, ServiceError};
 use crate::attach::{self, AttachOptions};
 use crate::chain::{Change, Source, union};
 use crate::files;
-use crate::ids::ImageName;
+use crate::ids::{ImageName, Sha256};
 use crate::store::ImageRecord;
 use crate::units::{Bytes, DiskChunk};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
@@ -19,6 +20,7 @@ use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -111,7 +113,7 @@ impl Engine {
     }
 }
 
-/// The file that becomes the target: without a name until then, where the file system can do that; else beside it, and locked.
+/// The file that becomes the target: without a name until then, where the file system can do that; else beside it. Locked while it lives.
 struct Target {
     draft: PathBuf,
     file: File,
@@ -120,33 +122,53 @@ struct Target {
 
 impl Target {
     fn new(target: &Path) -> Result<Target, ServiceError> {
-        let draft = draft_of(target);
         let dir = target.parent().unwrap_or(Path::new("/"));
+        // Such as a name that is too long.
+        if let Err(error) = fs::symlink_metadata(target)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(failed("make", target, &error));
+        }
         let nameless = rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::from_raw_mode(0o666));
-        let (file, has_name) = match nameless {
-            Ok(file) => (File::from(file), false),
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => (named(&draft)?, true),
-            Err(error) => return Err(failed("make a file in", dir, &error.into())),
-        };
-        Ok(Target { draft, file, has_name })
+        match nameless {
+            Ok(file) => Ok(Target {
+                draft: draft_of(target),
+                file: File::from(file),
+                has_name: false,
+            }),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => Target::named(target),
+            Err(error) => Err(failed("make a file in", dir, &error.into())),
+        }
+    }
+
+    fn named(target: &Path) -> Result<Target, ServiceError> {
+        let (draft, file) = with_a_name(target, |draft| {
+            let file = File::options().read(true).write(true).create_new(true).open(draft)?;
+            // Until it is locked, another export takes it for one that was left.
+            match try_lock(&file) && is_at(&file, draft) {
+                true => Ok(file),
+                false => Err(io::ErrorKind::AlreadyExists.into()),
+            }
+        })?;
+        Ok(Target {
+            draft,
+            file,
+            has_name: true,
+        })
     }
 
     /// Durable, then in its place. Tells the size on disk.
     fn finish(mut self, target: &Path) -> Result<Bytes, ServiceError> {
         self.file.sync_all().map_err(|error| failed("sync", &self.draft, &error))?;
         let meta = self.file.metadata().map_err(|error| failed("look at", &self.draft, &error))?;
-        let dir = target.parent().unwrap_or(Path::new("/"));
-        let made = |error: io::Error| failed("make", target, &error);
-        // Two exports to one target have one name for a draft.
-        let turn = File::open(dir).map_err(|error| failed("open", dir, &error))?;
-        rustix::io::retry_on_intr(|| flock(&turn, FlockOperation::LockExclusive)).map_err(|error| made(error.into()))?;
         if !self.has_name {
-            remove_if_there(&self.draft).map_err(made)?;
+            try_lock(&self.file);
             let nameless = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-            linkat(CWD, nameless, CWD, &self.draft, AtFlags::SYMLINK_FOLLOW).map_err(|error| made(error.into()))?;
+            let link = |draft: &Path| Ok(linkat(CWD, &nameless, CWD, draft, AtFlags::SYMLINK_FOLLOW)?);
+            (self.draft, ()) = with_a_name(target, link)?;
             self.has_name = true;
         }
-        fs::rename(&self.draft, target).map_err(made)?;
+        fs::rename(&self.draft, target).map_err(|error| failed("make", target, &error))?;
         self.has_name = false;
         Ok(Bytes(meta.blocks() * 512))
     }
@@ -162,82 +184,120 @@ impl Drop for Target {
     }
 }
 
-/// Hidden, and of a name that nobody else gives a file.
+/// Hidden, and short, however long the target's name is.
 fn draft_of(target: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(target.file_name().unwrap_or_default());
-    name.push(".blockbt-part");
-    target.with_file_name(name)
+    let name = Sha256::of(target.file_name().unwrap_or_default().as_bytes());
+    draft_named(target, &name.0[..16])
 }
 
-/// Anew, over what a killed export left. Errors: in use by one that lives.
-fn named(draft: &Path) -> Result<File, ServiceError> {
-    let cannot = |error: io::Error| failed("make", draft, &error);
+fn draft_named(target: &Path, name: &[u8]) -> PathBuf {
+    target.with_file_name(format!(".{}.blockbt-part", hex::encode(name)))
+}
+
+/// Makes something under the target's name for a draft, in the place of what a killed export left; else, where that is somebody's, under another.
+fn with_a_name<T>(target: &Path, make: impl Fn(&Path) -> io::Result<T>) -> Result<(PathBuf, T), ServiceError> {
+    let mut draft = draft_of(target);
+    remove_left(&draft);
+    let mut made = make(&draft);
+    if made.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).map_err(|error| failed("make", target, &io::Error::other(error)))?;
+        draft = draft_named(target, &random);
+        made = make(&draft);
+    }
+    match made {
+        Ok(made) => Ok((draft, made)),
+        Err(error) => Err(failed("make", &draft, &error)),
+    }
+}
+
+/// Removes the draft of an export that is dead: nobody has it locked.
+fn remove_left(draft: &Path) {
     let mut options = File::options();
-    options
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .custom_flags(libc::O_NOFOLLOW);
-    loop {
-        let file = options.open(draft).map_err(cannot)?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            let message = format!("{}: another export is at work on it", draft.display());
-            return Err(ServiceError::new(ErrorKind::InUse, message));
-        }
-        // It may be another one's target by now.
-        let ours = file.metadata().map_err(cannot)?;
-        if fs::symlink_metadata(draft).is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
-            file.set_len(0).map_err(cannot)?;
-            return Ok(file);
-        }
+    options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    if let Ok(left) = options.open(draft)
+        && try_lock(&left)
+        && is_at(&left, draft)
+        && let Err(error) = fs::remove_file(draft)
+    {
+        tracing::debug!(file = %draft.display(), cause = %error, "what has the name of a draft stays");
     }
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
+fn try_lock(file: &File) -> bool {
+    flock(file, FlockOperation::NonBlockingLockExclusive).is_ok()
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    let (open, there) = (file.metadata().map(identity), fs::symlink_metadata(path).map(identity));
+    matches!((open, there), (Ok(open), Ok(there)) if open == there)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn names(dir: &Path) -> Vec<String> {
+        let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(name).collect();
+        names.sort();
+        names
+    }
+
+    type Make = fn(&Path) -> Result<Target, ServiceError>;
+    const MAKE: [Make; 2] = [Target::new, Target::named];
+
     #[test]
     fn a_target_is_there_whole_or_not_at_all_and_leaves_nothing_beside_it() {
         let dir = tempfile::tempdir().unwrap();
-        let target = dir.path().join("a.tar");
-        let names = || {
-            let mut names: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-            names.sort();
-            names
-        };
-        fs::write(&target, "old").unwrap();
-        // Of one that was killed between its last two steps, or where files have names from the start.
-        fs::write(draft_of(&target), "half").unwrap();
-        for has_name in [false, true] {
-            let begin = || match has_name {
-                false => Target::new(&target).unwrap(),
-                true => Target {
-                    draft: draft_of(&target),
-                    file: named(&draft_of(&target)).unwrap(),
-                    has_name,
-                },
-            };
-            let given_up = begin();
-            (&given_up.file).write_all(b"half").unwrap();
-            if has_name {
-                assert_eq!(named(&draft_of(&target)).unwrap_err().kind, ErrorKind::InUse);
+        for target in [dir.path().join("a.tar"), dir.path().join(format!("{}.tar", "n".repeat(251)))] {
+            fs::write(&target, "old").unwrap();
+            // With a name from the start, or not.
+            for (n, make) in MAKE.into_iter().enumerate() {
+                // Of one that was killed.
+                fs::write(draft_of(&target), "half").unwrap();
+                let given_up = make(&target).unwrap();
+                (&given_up.file).write_all(b"half").unwrap();
+                drop(given_up);
+                assert_eq!(fs::read_to_string(&target).unwrap(), if n == 0 { "old" } else { "second 0" });
+                let (first, second) = (make(&target).unwrap(), make(&target).unwrap());
+                (&first.file).write_all(b"first").unwrap();
+                (&second.file).write_all(format!("second {n}").as_bytes()).unwrap();
+                first.finish(&target).unwrap();
+                assert_eq!(fs::read_to_string(&target).unwrap(), "first");
+                second.finish(&target).unwrap();
+                assert_eq!(fs::read_to_string(&target).unwrap(), format!("second {n}"));
+                assert_eq!(names(dir.path()), [target.file_name().unwrap().to_str().unwrap()]);
             }
-            drop(given_up);
-            let wanted = format!("new {has_name}");
-            let done = begin();
-            (&done.file).write_all(wanted.as_bytes()).unwrap();
-            done.finish(&target).unwrap();
-            assert_eq!((fs::read_to_string(&target).unwrap(), names()), (wanted, vec!["a.tar".into()]));
+            fs::remove_file(&target).unwrap();
+        }
+        let too_long = dir.path().join(format!("{}.tar", "n".repeat(252)));
+        assert!(Target::new(&too_long).is_err());
+    }
+
+    #[test]
+    fn nobody_who_has_the_directory_or_the_name_of_a_draft_is_waited_for_or_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, theirs) = (dir.path().join("a.raw"), dir.path().join("theirs"));
+        let _directory = File::open(dir.path()).inspect(|dir| assert!(try_lock(dir))).unwrap();
+        fs::write(&theirs, "theirs").unwrap();
+        let _file = File::open(&theirs).inspect(|file| assert!(try_lock(file))).unwrap();
+        for make in MAKE {
+            for symlink in [false, true] {
+                let link = match symlink {
+                    true => std::os::unix::fs::symlink(&theirs, draft_of(&target)),
+                    false => fs::hard_link(&theirs, draft_of(&target)),
+                };
+                link.unwrap();
+                let done = make(&target).unwrap();
+                (&done.file).write_all(b"ours").unwrap();
+                done.finish(&target).unwrap();
+                assert_eq!(fs::read_to_string(&target).unwrap(), "ours");
+                assert_eq!(fs::read_to_string(&theirs).unwrap(), "theirs");
+                fs::remove_file(draft_of(&target)).unwrap();
+                assert_eq!(names(dir.path()), ["a.raw", "theirs"]);
+            }
         }
     }
 }
