@@ -365,11 +365,15 @@ fn open_and_free(number: u32, ours: impl Fn(Option<&str>) -> bool, flags: i32, p
     if !ours(name.as_deref()) {
         return Ok(None);
     }
-    free(device, number, patience).map(|()| name)
+    free(device, number, name.as_deref(), patience).map(|()| name)
 }
 
-fn free(device: File, number: u32, patience: Duration) -> Result<(), KernelError> {
-    let is_free = |device: &File| sys::loops::status(device).is_err_and(|error| error.raw_os_error() == Some(libc::ENXIO));
+fn free(device: File, number: u32, name: Option<&str>, patience: Duration) -> Result<(), KernelError> {
+    // Or another file's already: as soon as it is free anybody may take it.
+    let is_free = |device: &File| match sys::loops::status(device) {
+        Err(error) => error.raw_os_error() == Some(libc::ENXIO),
+        Ok(status) => name != Some(&status.name),
+    };
     match sys::loops::clear(&device) {
         Ok(()) if is_free(&device) => return Ok(()),
         Ok(()) => {}
