@@ -443,7 +443,7 @@ fn take_away(name: &dyn std::fmt::Display, place: &Place, seen: &Seen) -> Result
         match run::take_away(step, place) {
             // What could not be written is gone from the kernel's memory, too: another try would find nothing to complain of.
             Err(cause) if matches!(step, Step::Flush { .. }) => lost = Some(Box::new(cause)),
-            Err(cause) => return Err(AttachError::from_taking(name, step, cause, &steps[done..])),
+            Err(cause) => return Err(AttachError::from_taking(name, step, cause, &steps[done..]).and_lost(name, lost)),
             Ok(()) => {}
         }
         stop::step("detach", step);

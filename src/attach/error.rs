@@ -57,6 +57,19 @@ pub enum AttachError {
         #[source]
         cause: Box<StepError>,
     },
+    #[error("image \"{name}\": not all that was written to it was kept ({lost}), and it is still attached")]
+    LostAndThere {
+        name: String,
+        lost: Box<StepError>,
+        #[source]
+        cause: Box<AttachError>,
+    },
+    #[error("image \"{name}\" is detached, all that was written to it is kept, and the next verb takes away what it stood on")]
+    Detached {
+        name: String,
+        #[source]
+        cause: Box<AttachError>,
+    },
     /// Nothing was changed yet.
     #[error("image \"{image}\"")]
     Unmade {
@@ -89,6 +102,24 @@ impl AttachError {
                 | OtherStore { .. }
                 | Store(StoreError::InUse { .. })
         )
+    }
+
+    /// The error of a step behind a flush that failed, if one did: of that nobody hears again.
+    pub(super) fn and_lost(self, name: &dyn std::fmt::Display, lost: Option<Box<StepError>>) -> AttachError {
+        match lost {
+            Some(lost) => AttachError::LostAndThere {
+                name: name.to_string(),
+                lost,
+                cause: Box::new(self),
+            },
+            None => self,
+        }
+    }
+
+    /// Whether the image is not attached, whatever else went wrong.
+    pub fn is_gone(&self) -> bool {
+        use AttachError::*;
+        matches!(self, Lost { .. } | Detached { .. } | NotAttached { .. })
     }
 
     pub(super) fn in_use(name: &dyn std::fmt::Display, device: &std::path::Path, mounts: &[PathBuf]) -> AttachError {

@@ -25,15 +25,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
-
-/// At most so many threads free loops, and none for a few of them.
-const THREADS: usize = 16;
-const LOOPS_A_THREAD: usize = 4;
-/// A loop that took longer to free was waited for: a grace period is 10 ms and more, all the rest a fraction of one.
-const WAITS: Duration = Duration::from_millis(4);
 
 /// Makes the image's device; nothing of the image is attached.
 pub fn attach(
@@ -76,8 +67,19 @@ pub fn attach(
             })
         }
         Err(error) => {
-            // What could not be undone is for the next verb.
-            if !matches!(&error, AttachError::Step { left, .. } if !left.is_empty()) {
+            let is_undone = match &error {
+                // Others may have gone since, and left to us what they shared with us.
+                AttachError::Step { left, .. } if left.is_empty() => {
+                    let released = release(name, place, dm, || below::all(dm, place.store));
+                    released
+                        .inspect_err(|error| tracing::warn!(image = %name, %error, "shared devices stay for the next verb"))
+                        .is_ok()
+                }
+                // What could not be undone is for the next verb.
+                AttachError::Step { .. } => false,
+                _ => true,
+            };
+            if is_undone {
                 marker.done().map_err(at_work(place))?;
             }
             Err(error)
@@ -317,43 +319,54 @@ impl Kit<'_> {
     }
 }
 
-/// Gives each loop that images share its hint.
-pub fn note_loops(place: &Place) -> Result<(), AttachError> {
-    let _devices = place.lock_devices().map_err(at_work(place))?;
-    for found in loops::find(|name| LoopId::is_shared(name, place.store))? {
-        if let Some(name) = found.name {
-            place.set_hint(&name, found.number).map_err(at_work(place))?;
-        }
-    }
-    place.set_all_hints().map_err(at_work(place))
-}
-
 /// Takes away what there is of the image, and what it alone stood on.
 ///
 /// `half_done`: a verb died, so that there may be shared devices on which nothing stands yet, or any more.
 pub fn take_away(name: &dyn std::fmt::Display, place: &Place, dm: &Dm, seen: &MappedSeen, half_done: bool) -> Result<(), AttachError> {
     let marker = place.mark(false).map_err(at_work(place))?;
     stop::point("detach.mark");
-    if let Err(error) = go(name, place, dm, &plan::take_away(seen)) {
-        // As it was, or nearly: nothing is left half done as long as the device is there.
-        if !place.is_temporary() && matches!(dm.info(&DeviceId::Image(place.image).uuid(place.store)), Ok(Some(_))) {
-            marker.done().map_err(at_work(place))?;
+    let lost = match go(name, place, dm, &plan::take_away(seen)) {
+        Ok(lost) => lost,
+        Err(error) => {
+            // As it was, or nearly: nothing is left half done as long as the device is there, and was whole.
+            if !half_done && matches!(dm.info(&DeviceId::Image(place.image).uuid(place.store)), Ok(Some(_))) {
+                marker.done().map_err(at_work(place))?;
+            }
+            return Err(error);
         }
-        return Err(error);
+    };
+    let rest = || {
+        release(name, place, dm, || match seen.base {
+            _ if half_done => below::all(dm, place.store),
+            Some(base) => below::under(dm, place.store, base),
+            None => Ok(Vec::new()),
+        })?;
+        if seen.image.is_none() {
+            // Who removed the device may have died before its node was.
+            dm.remove_node(&DeviceId::Image(place.image).name(place.store))?;
+        }
+        go(name, place, dm, &[Step::RemoveState])?;
+        marker.done().map_err(at_work(place))
+    };
+    match (rest(), lost) {
+        (Ok(()), None) => {
+            tracing::info!(image = %name, "detached");
+            Ok(())
+        }
+        (rest, Some(cause)) => {
+            if let Err(error) = rest {
+                tracing::warn!(image = %name, %error, "detached, and what it stood on is left to the next verb");
+            }
+            Err(AttachError::Lost {
+                name: name.to_string(),
+                cause,
+            })
+        }
+        (Err(cause), None) => Err(AttachError::Detached {
+            name: name.to_string(),
+            cause: Box::new(cause),
+        }),
     }
-    release(name, place, dm, || match seen.base {
-        _ if half_done => below::all(dm, place.store),
-        Some(base) => below::under(dm, place.store, base),
-        None => Ok(Vec::new()),
-    })?;
-    if seen.image.is_none() {
-        // Who removed the device may have died before its node was.
-        dm.remove_node(&DeviceId::Image(place.image).name(place.store))?;
-    }
-    go(name, place, dm, &[Step::RemoveState])?;
-    marker.done().map_err(at_work(place))?;
-    tracing::info!(image = %name, "detached");
-    Ok(())
 }
 
 /// Makes the node of an image's device that is there: who made the device may have died before. One look where it is right.
@@ -373,55 +386,36 @@ pub fn release(
     nodes: impl FnOnce() -> Result<Vec<Node>, AttachError>,
 ) -> Result<(), AttachError> {
     let _devices = place.lock_devices().map_err(at_work(place))?;
-    go(name, place, dm, &below::release(&nodes()?))
+    go(name, place, dm, &below::release(&nodes()?)).map(drop)
 }
 
-fn go(name: &dyn std::fmt::Display, place: &Place, dm: &Dm, steps: &[Step]) -> Result<(), AttachError> {
+/// Does all steps, or those before one that fails. Returns why not all that was written was kept: of that nobody hears again, as the kernel
+/// says it once, so that it stops nothing.
+fn go(name: &dyn std::fmt::Display, place: &Place, dm: &Dm, steps: &[Step]) -> Result<Option<Box<StepError>>, AttachError> {
+    let mut lost = None;
     let loops = steps
         .iter()
         .rposition(|step| !matches!(step, Step::FreeUnused { .. }))
         .map_or(0, |last| last + 1);
     for (done, step) in steps[..loops].iter().enumerate() {
         tracing::debug!(image = %name, %step, "take away");
-        if let Err(cause) = run::take_away(step, place, dm) {
-            return Err(AttachError::from_taking(name, step, cause, &steps[done..]));
+        match run::take_away(step, place, dm) {
+            Err(cause) if matches!(step, Step::Flush { .. }) => lost = Some(Box::new(cause)),
+            Err(cause) => return Err(AttachError::from_taking(name, step, cause, &steps[done..]).and_lost(name, lost)),
+            Ok(()) => {}
         }
         stop::step("detach", step);
     }
-    let mut failed = free_together(&steps[loops..], place, dm);
+    let mut failed = run::free_together(&steps[loops..], place, dm);
     let left: Vec<Step> = failed.iter().map(|(step, _)| step.clone()).collect();
-    match failed.pop() {
-        Some((step, cause)) => Err(AttachError::from_taking(name, &step, cause, &left)),
-        None => Ok(()),
+    let told = failed.pop();
+    for (step, cause) in failed {
+        tracing::warn!(image = %name, %step, %cause, "could not be done");
     }
-}
-
-/// Frees loops, of which none stands on another; returns those that could not be. Several at once where the kernel waits in each, as the first
-/// one shows: where it does not, threads only get in each other's way.
-fn free_together(steps: &[Step], place: &Place, dm: &Dm) -> Vec<(Step, StepError)> {
-    let start = Instant::now();
-    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let one = || {
-        let step = steps.get(next.fetch_add(1, Ordering::Relaxed))?;
-        match run::take_away(step, place, dm) {
-            Ok(()) => stop::step("detach", step),
-            Err(cause) => failed.lock().expect("nothing panics with it").push((step.clone(), cause)),
-        }
-        Some(())
-    };
-    let all = || while one().is_some() {};
-    one();
-    let threads = match start.elapsed() > WAITS {
-        true => (steps.len() / LOOPS_A_THREAD).min(THREADS),
-        false => 1,
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(all);
-        }
-        all();
-    });
-    failed.into_inner().expect("nothing panics with it")
+    match told {
+        Some((step, cause)) => Err(AttachError::from_taking(name, &step, cause, &left)),
+        None => Ok(lost),
+    }
 }
 
 /// What dead verbs left of one image whose marker is there. Whoever calls has the image's run lock. Says whether something was taken away.

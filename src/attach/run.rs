@@ -48,6 +48,8 @@ pub enum StepError {
     Recipe(#[from] RecipeError),
     #[error("head {}", path.display())]
     Head { path: PathBuf, source: HeadError },
+    #[error("its head is {why}, and has refused writes")]
+    Refused { why: &'static str },
     #[error("run {program}")]
     Spawn { program: String, source: io::Error },
     #[error("its file system was not unmounted cleanly, and its journal cannot be replayed read-only: mount it writable once")]

@@ -170,6 +170,10 @@ pub fn sweep(store: &Store) -> Result<Vec<ImageId>, AttachError> {
     let mut note = |image: ImageId, result: Result<bool, AttachError>| match result {
         Ok(true) => swept.push(image),
         Ok(false) => {}
+        Err(error) if error.is_gone() => {
+            tracing::warn!(%image, %error, "leftovers are taken away");
+            swept.push(image);
+        }
         Err(error) => tracing::warn!(%image, %error, "leftovers could not be taken away"),
     };
     let Listing {
@@ -196,7 +200,9 @@ pub fn sweep(store: &Store) -> Result<Vec<ImageId>, AttachError> {
             if let Err(error) = mapped::release(&"none", &place, &dm, || below::all(&dm, store.id())) {
                 tracing::warn!(%error, "shared devices that nobody uses stay");
             }
-            mapped::note_loops(&place)?;
+            if let Err(error) = note_loops(&place) {
+                tracing::warn!(%error, "loops that images share are not noted: all are asked");
+            }
         }
     }
     for dir in other_boots {
@@ -206,6 +212,17 @@ pub fn sweep(store: &Store) -> Result<Vec<ImageId>, AttachError> {
         }
     }
     Ok(swept)
+}
+
+/// Gives each loop that images share its hint.
+fn note_loops(place: &Place) -> Result<(), AttachError> {
+    let _devices = place.lock_devices().map_err(mapped::at_work(place))?;
+    for found in loops::find(|name| LoopId::is_shared(name, place.store))? {
+        if let Some(name) = found.name {
+            place.set_hint(&name, found.number).map_err(mapped::at_work(place))?;
+        }
+    }
+    place.set_all_hints().map_err(mapped::at_work(place))
 }
 
 fn sweep_user(store: &Store, image: ImageId) -> Result<bool, AttachError> {
@@ -228,8 +245,8 @@ fn sweep_mapped(store: &Store, dm: &Dm, image: ImageId, marked: bool) -> Result<
     let lock = try_lock(&place)?;
     // A verb that lived when the markers were listed may have come to its end since: then there is nothing to do, and to look as if there were
     // would have others refused the image.
-    if lock.is_none() || (marked && !place.is_marked()) || place.has_owner() || place.has_resisted() || check_owner(store, &place).is_err()
-    {
+    let rests = || place.has_resisted();
+    if lock.is_none() || (marked && !place.is_marked()) || place.has_owner() || rests() || check_owner(store, &place).is_err() {
         return Ok(false);
     }
     mapped::sweep(&place, dm).inspect_err(|_| {

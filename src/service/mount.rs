@@ -71,7 +71,9 @@ impl Engine {
 
     pub(super) fn umount(&self, ask: Umount) -> Result<UmountReply, ServiceError> {
         let away = attach::umount(&self.store, &ask.name);
-        remove_own(&self.default_dir(&ask.name));
+        if away.as_ref().map_or_else(AttachError::is_gone, |_| true) {
+            remove_own(&self.default_dir(&ask.name));
+        }
         let gone = away.map_err(|error| self.not_there(&ask.name, error))?;
         Ok(UmountReply {
             name: ask.name,

@@ -154,6 +154,11 @@ class Files:
     def umount(self):
         ctl("umount", self.image)
 
+    def umount_lost(self):
+        """Its head refused writes: it goes, and says so."""
+        code, _, complaint = attempt("umount", self.image)
+        assert code == 1 and "not all that was written" in complaint, f"{self.image}: {code} {complaint}"
+
 
 def drop_caches():
     os.sync()

@@ -9,6 +9,7 @@ use crate::attach::place::{DevicesLock, Place};
 use crate::attach::plan::Step;
 use crate::attach::recipe::{Numbers, Sealed, Top};
 use crate::attach::seen::device_path;
+use crate::attach::stop;
 use crate::blockio::FileIo;
 use crate::format::head::Head;
 use crate::kernel::dm::{DevNo, Dm, New, SnapshotStatus};
@@ -19,10 +20,17 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 /// What somebody else stands on by now is not waited for.
 const SHARED_PATIENCE: Duration = Duration::ZERO;
+/// At most so many threads free loops, and none for a few of them.
+const THREADS: usize = 16;
+const LOOPS_A_THREAD: usize = 4;
+/// A loop that took longer to free was waited for: a grace period is 10 ms and more, all the rest a fraction of one.
+const WAITS: Duration = Duration::from_millis(4);
 /// The longest file of many file systems, where a head of the largest disk does not fit with all its metadata.
 const LONGEST: Bytes = Bytes((16 << 40) - 4096);
 
@@ -226,14 +234,10 @@ fn give_length(file: &File, wanted: Bytes) -> io::Result<()> {
 pub fn take_away(step: &Step, place: &Place, dm: &Dm) -> Result<(), StepError> {
     match step {
         Step::AwaitUnused { device } => Ok(dm.await_unused(&device.uuid(place.store), PATIENCE)?),
-        Step::Flush { number } => match loops::flush(*number) {
-            // The kernel has given it up, or its file is gone: what is durable is in the file.
-            Err(error) if !takes_writes(*number, place, dm) => {
-                tracing::warn!(number, %error, "what a dead head was to hold is not all durable");
-                Ok(())
-            }
-            other => Ok(other?),
-        },
+        Step::Flush { number } => {
+            loops::flush(*number)?;
+            took_all(place, dm)
+        }
         Step::RemoveDevice { device } => {
             dm.remove(&device.uuid(place.store), PATIENCE)?;
             if let DeviceId::Image(_) = device {
@@ -245,10 +249,11 @@ pub fn take_away(step: &Step, place: &Place, dm: &Dm) -> Result<(), StepError> {
         Step::FreeUnused { number } => {
             let is_shared = |name: &str| LoopId::is_shared(name, place.store);
             match loops::detach_unused(*number, is_shared, PATIENCE)? {
-                Some(name) => place
+                // Another one of that name may have it.
+                Some(name) if place.hinted(&name) == Some(*number) => place
                     .forget_hint(&name)
                     .map_err(StepError::io("forget a loop in", place.mapped_dir())),
-                None => Ok(()),
+                _ => Ok(()),
             }
         }
         Step::RemoveState => place.remove_mapped().map_err(StepError::io("remove", place.mapped_state())),
@@ -256,8 +261,45 @@ pub fn take_away(step: &Step, place: &Place, dm: &Dm) -> Result<(), StepError> {
     }
 }
 
-fn takes_writes(number: u32, place: &Place, dm: &Dm) -> bool {
-    let image = DeviceId::Image(place.image).uuid(place.store);
-    let is_ours = loops::name_of(number) == Some(LoopId::Head(place.image).name(place.store));
-    is_ours && matches!(dm.snapshot_status(&image), Ok(SnapshotStatus::Used { .. }))
+/// A head that is full, or that the kernel gave up, has refused writes. Nobody may have waited for those.
+fn took_all(place: &Place, dm: &Dm) -> Result<(), StepError> {
+    match dm.snapshot_status(&DeviceId::Image(place.image).uuid(place.store)) {
+        Ok(SnapshotStatus::Overflow) => Err(StepError::Refused { why: "full" }),
+        Ok(SnapshotStatus::Invalid) => Err(StepError::Refused {
+            why: "given up by the kernel",
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Frees loops, of which none stands on another; returns those that could not be. Several at once where the kernel waits in each, as the first
+/// one shows: where it does not, threads only get in each other's way.
+pub fn free_together(steps: &[Step], place: &Place, dm: &Dm) -> Vec<(Step, StepError)> {
+    let start = Instant::now();
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let one = || {
+        let step = steps.get(next.fetch_add(1, Ordering::Relaxed))?;
+        match take_away(step, place, dm) {
+            Ok(()) => stop::step("detach", step),
+            Err(cause) => failed.lock().expect("nothing panics with it").push((step.clone(), cause)),
+        }
+        Some(())
+    };
+    let all = || while one().is_some() {};
+    one();
+    let threads = match start.elapsed() > WAITS {
+        true => (steps.len() / LOOPS_A_THREAD).min(THREADS),
+        false => 1,
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            // With fewer it only takes longer.
+            if let Err(error) = std::thread::Builder::new().spawn_scoped(scope, all) {
+                tracing::debug!(cause = %error, "no more threads");
+                break;
+            }
+        }
+        all();
+    });
+    failed.into_inner().expect("nothing panics with it")
 }
