@@ -123,7 +123,7 @@ impl Drop for Rig {
                 let _ = attach::umount(&self.store, &name).or_else(|_| attach::detach(&self.store, &name));
             }
         }
-        let _ = attach::sweep(&self.store);
+        let _ = attach::sweep(&self.store, None);
         for mount in mounts::list()
             .unwrap_or_default()
             .iter()
@@ -252,7 +252,7 @@ fn a_killed_server_is_cleaned_by_any_verb_even_with_its_file_system_in_use() {
         let user = File::create(rig.mnt().join("open")).unwrap();
         rig.kill_server(&name);
         match verb {
-            "sweep" => assert_eq!(attach::sweep(&rig.store).unwrap(), [ImageId::of(&name)]),
+            "sweep" => assert_eq!(attach::sweep(&rig.store, None).unwrap(), [ImageId::of(&name)]),
             "detach" => drop(attach::detach(&rig.store, &name).unwrap()),
             "umount" => drop(attach::umount(&rig.store, &name).unwrap()),
             _ => {
@@ -285,11 +285,11 @@ fn a_sweep_touches_only_its_own_store() {
     mounts::mount_device(&device, &theirs.mnt(), "ext4", None, false).unwrap();
     theirs.kill_server(&same);
     ours.kill_server(&name);
-    assert_eq!(attach::sweep(&ours.store).unwrap(), [ImageId::of(&name)]);
+    assert_eq!(attach::sweep(&ours.store, None).unwrap(), [ImageId::of(&name)]);
     ours.assert_clean(&name);
     assert_eq!(theirs.state(&same), Some(Condition::Leftover));
     assert!(mounts::list().unwrap().iter().any(|m| m.dir == theirs.mnt()));
-    assert_eq!(attach::sweep(&theirs.store).unwrap(), [ImageId::of(&same)]);
+    assert_eq!(attach::sweep(&theirs.store, None).unwrap(), [ImageId::of(&same)]);
     theirs.assert_clean(&same);
 }
 
@@ -297,7 +297,7 @@ fn a_sweep_touches_only_its_own_store() {
 fn a_live_image_survives_a_sweep() {
     let rig = Rig::new();
     let (name, device) = rig.formatted("web");
-    assert!(attach::sweep(&rig.store).unwrap().is_empty());
+    assert!(attach::sweep(&rig.store, None).unwrap().is_empty());
     assert_eq!(rig.state(&name), Some(Condition::Attached));
     run("e2fsck", &["-fn", text(&device)]);
 }
@@ -315,9 +315,9 @@ fn a_copy_of_a_store_leaves_the_original_s_devices_alone() {
     ));
     assert!(matches!(attach::detach(&copy, &name), Err(AttachError::OtherStore { .. })));
     rig.kill_server(&name);
-    assert!(attach::sweep(&copy).unwrap().is_empty() && attach::states(&copy).unwrap().is_empty());
+    assert!(attach::sweep(&copy, None).unwrap().is_empty() && attach::states(&copy).unwrap().is_empty());
     assert!(loops::list().unwrap().iter().any(|d| d.path() == device));
-    assert_eq!(attach::sweep(&rig.store).unwrap(), [ImageId::of(&name)]);
+    assert_eq!(attach::sweep(&rig.store, None).unwrap(), [ImageId::of(&name)]);
 }
 
 #[test]
@@ -468,11 +468,11 @@ fn a_temporary_device_is_swept_when_its_maker_is_gone() {
         ..options()
     };
     let made = attach::attach(&rig.store, &name, &temporary).unwrap();
-    assert!(attach::sweep(&rig.store).unwrap().is_empty(), "its maker lives");
+    assert!(attach::sweep(&rig.store, None).unwrap().is_empty(), "its maker lives");
     assert_eq!(rig.state(&name), Some(Condition::Attached));
     drop(made);
     assert_eq!(rig.state(&name), Some(Condition::Leftover));
-    assert_eq!(attach::sweep(&rig.store).unwrap(), [ImageId::of(&name)]);
+    assert_eq!(attach::sweep(&rig.store, None).unwrap(), [ImageId::of(&name)]);
     rig.assert_clean(&name);
 }
 
@@ -516,7 +516,7 @@ fn what_is_left_of_another_boot_is_cleaned_and_believed_by_nobody() {
     fs::create_dir_all(place.join("fuse")).unwrap();
     fs::write(place.join("state.json"), old).unwrap();
     assert!(attach::states(&rig.store).unwrap().is_empty());
-    assert_eq!(attach::sweep(&rig.store).unwrap(), [ImageId::of(&name)]);
+    assert_eq!(attach::sweep(&rig.store, None).unwrap(), [ImageId::of(&name)]);
     rig.assert_clean(&name);
     rig.attach(&name);
 }

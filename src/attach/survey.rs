@@ -164,8 +164,9 @@ pub fn is_mapped(store: &Store, image: ImageId) -> Result<bool, AttachError> {
 }
 
 /// Takes away what dead processes left attached in this store; returns whose it was. What another verb is at work on is left to it, and what
-/// resists is left to the next verb on that image, which says why: one image's trouble is not all images'.
-pub fn sweep(store: &Store) -> Result<Vec<ImageId>, AttachError> {
+/// resists is left to the next verb on that image, which says why: one image's trouble is not all images'. `own`: the one that is to be changed,
+/// by a verb which does not look what is there itself.
+pub fn sweep(store: &Store, own: Option<ImageId>) -> Result<Vec<ImageId>, AttachError> {
     let mut swept = Vec::new();
     let mut note = |image: ImageId, result: Result<bool, AttachError>| match result {
         Ok(true) => swept.push(image),
@@ -193,7 +194,7 @@ pub fn sweep(store: &Store) -> Result<Vec<ImageId>, AttachError> {
             images.extend(half_made(store, &dm)?);
         }
         for image in images {
-            note(image, sweep_mapped(store, &dm, image, marked.contains(&image)));
+            note(image, sweep_mapped(store, &dm, image, marked.contains(&image), own));
         }
         if is_new_boot {
             let place = Place::of(store, ImageId([0; 16]));
@@ -240,12 +241,12 @@ fn sweep_user(store: &Store, image: ImageId) -> Result<bool, AttachError> {
     Ok(true)
 }
 
-fn sweep_mapped(store: &Store, dm: &Dm, image: ImageId, marked: bool) -> Result<bool, AttachError> {
+fn sweep_mapped(store: &Store, dm: &Dm, image: ImageId, marked: bool, own: Option<ImageId>) -> Result<bool, AttachError> {
     let place = Place::of(store, image);
     let lock = try_lock(&place)?;
     // A verb that lived when the markers were listed may have come to its end since: then there is nothing to do, and to look as if there were
     // would have others refused the image.
-    let rests = || place.has_resisted();
+    let rests = || own != Some(image) && place.has_resisted();
     if lock.is_none() || (marked && !place.is_marked()) || place.has_owner() || rests() || check_owner(store, &place).is_err() {
         return Ok(false);
     }

@@ -7,6 +7,7 @@ use super::seeding::Running;
 use super::{Backend, ErrorKind, Handler, Progress, Reply, Request, Role, ServiceError, Settings};
 use crate::attach;
 use crate::catalog::{Catalog, CatalogError};
+use crate::ids::{ImageId, ImageName};
 use crate::store::{Guard, Store};
 use crate::swarm::Swarm;
 use std::ffi::OsString;
@@ -106,12 +107,13 @@ impl Engine {
 
     /// Takes away what dead processes left in the store and in the kernel, before any verb. Costs a look at the store and two listings when nobody
     /// died.
-    fn tidy(&self) -> Result<(), ServiceError> {
+    /// `changed`: the image that the verb is about to lock.
+    fn tidy(&self, changed: Option<&ImageName>) -> Result<(), ServiceError> {
         self.store.recover_again(None)?;
         // After the store, whoever settled it: a draft whose transaction is gone is nobody's.
         super::draft::sweep(&self.store)?;
         // A mount of a verb's own went with its device; the directory alone harms nobody.
-        if !attach::sweep(&self.store)?.is_empty() {
+        if !attach::sweep(&self.store, changed.map(ImageId::of))?.is_empty() {
             super::own_mount::sweep(&self.store);
         }
         Ok(())
@@ -174,7 +176,7 @@ impl Engine {
 
 impl Handler for Engine {
     fn handle(&self, request: Request, progress: &dyn Progress) -> Result<Reply, ServiceError> {
-        self.tidy()?;
+        self.tidy(request.changes())?;
         Ok(match request {
             Request::Create(ask) => Reply::Create(self.create(ask, progress)?),
             Request::Import(ask) => Reply::Import(self.import(ask, progress)?),

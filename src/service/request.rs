@@ -263,6 +263,26 @@ arguments! {
     Peers {}
 }
 
+impl Request {
+    /// The image that nobody may have attached meanwhile.
+    pub fn changes(&self) -> Option<&ImageName> {
+        match self {
+            Request::Commit(Commit { name, .. })
+            | Request::Resize(Resize { name, .. })
+            | Request::Flatten(Flatten { name, .. })
+            | Request::Export(Export { name, .. })
+            | Request::Check(Check {
+                name: Some(name),
+                repair: true,
+                ..
+            })
+            | Request::Rename(Rename { from: name, .. })
+            | Request::Rm(Rm { name, .. }) => Some(name),
+            _ => None,
+        }
+    }
+}
+
 impl Resize {
     fn check(&self) -> Result<(), RequestError> {
         match (self.limit_bytes, self.no_limit) {

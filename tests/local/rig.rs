@@ -259,7 +259,7 @@ impl Drop for Rig {
                     let _ = blockbt::attach::umount(&store, &name).or_else(|_| blockbt::attach::detach(&store, &name));
                 }
             }
-            let _ = blockbt::attach::sweep(&store);
+            let _ = blockbt::attach::sweep(&store, None);
         }
         let run_dir = self.run_dir();
         let all = mounts::list().unwrap_or_default();

@@ -232,6 +232,24 @@ def a_node_that_is_missing_is_made():
     ctl("rm", "nodeless")
 
 
+def what_resisted_rests_but_for_its_own_verbs():
+    """A mount died, and somebody has its device open: the marker stays, and leads others there once a minute, and a verb on that image at once."""
+    ctl("clone", "web", "stubborn")
+    ctl("mount", "stubborn", MNT)
+    run("umount", MNT)
+    doing = f"/run/blockbt/{identity(STORE)}/doing-{image_id('stubborn')}"
+    open(doing, "w").close()
+    with open(f"/dev/mapper/blockbt-{identity(STORE)}-image-{image_id('stubborn')}", "rb"):
+        ctl("list")
+        with open(doing) as marker:
+            assert marker.read() == "resisted\n", "it was not noted"
+        refused(4, "rm", "stubborn")
+    ctl("list")
+    assert "image" in devices() and os.path.exists(doing), "it did not rest"
+    ctl("rm", "stubborn")
+    assert_nothing()
+
+
 @contextlib.contextmanager
 def out_of_reach():
     """Device-mapper's control device is there, and nobody can open it: as in a container."""
@@ -372,6 +390,7 @@ elif PART == "owners":
     stores_do_not_touch_each_other(FILES)
     a_stranger_with_our_name_stays()
     a_node_that_is_missing_is_made()
+    what_resisted_rests_but_for_its_own_verbs()
     device_mapper_out_of_reach(FILES)
     a_server_that_says_it_is_done_has_nothing_open()
 else:
