@@ -170,7 +170,12 @@ impl Target {
         }
         fs::rename(&self.draft, target).map_err(|error| failed("make", target, &error))?;
         self.has_name = false;
-        Ok(Bytes(meta.blocks() * 512))
+        let dir = target.parent().unwrap_or(Path::new("/"));
+        match File::open(dir).and_then(|dir| dir.sync_all()) {
+            // Not every file system can.
+            Err(error) if error.kind() != io::ErrorKind::InvalidInput => Err(failed("sync", dir, &error)),
+            _ => Ok(Bytes(meta.blocks() * 512)),
+        }
     }
 }
 
