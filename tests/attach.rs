@@ -1,6 +1,9 @@
 //! Attach in user mode, with a real kernel: loop devices, FUSE, mounts, and servers that get killed.
 #![cfg(feature = "root-tests")]
 
+#[path = "common/servers.rs"]
+mod servers;
+
 use blockbt::attach::{self, AttachError, AttachOptions, Condition, Program, Step};
 use blockbt::ids::{ImageId, ImageName};
 use blockbt::kernel::{loops, mounts};
@@ -60,30 +63,8 @@ impl Rig {
         (name, device)
     }
 
-    /// The processes that serve an image of this store.
-    fn servers(&self, name: &ImageName) -> Vec<u32> {
-        let place = self.place(name);
-        let serves = |pid: &u32| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let mut words = line.split(|b| *b == 0).skip(1);
-            words.next() == Some(b"fuse-serve") && words.next() == Some(text(&place).as_bytes())
-        };
-        fs::read_dir("/proc")
-            .unwrap()
-            .filter_map(|e| e.unwrap().file_name().to_str()?.parse().ok())
-            .filter(serves)
-            .collect()
-    }
-
     fn kill_server(&self, name: &ImageName) {
-        let servers = self.servers(name);
-        assert_eq!(servers.len(), 1, "one server serves one image");
-        run("kill", &["-9", &servers[0].to_string()]);
-        let start = Instant::now();
-        while !self.servers(name).is_empty() {
-            assert!(start.elapsed() < Duration::from_secs(10), "a killed server goes");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        servers::kill_server(&self.place(name));
     }
 
     fn state(&self, name: &ImageName) -> Option<Condition> {
@@ -110,7 +91,7 @@ impl Rig {
             .filter(|m| m.dir.starts_with(&run_dir) || m.dir.starts_with(&mnt))
             .collect();
         assert!(left.is_empty(), "{left:?}");
-        assert_eq!(self.servers(name), [0u32; 0]);
+        assert_eq!(servers::servers(&self.place(name)), [0u32; 0]);
         let left: Vec<_> = fs::read_dir(self.store.run_dir()).unwrap().collect();
         assert!(left.is_empty(), "{left:?}");
     }

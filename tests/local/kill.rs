@@ -324,14 +324,7 @@ fn what_was_synced_survives_the_server_s_death_and_the_next_verb_cleans_up() {
         rig.ok(&["mount", "old", text(&mnt)]);
         let content = noise(3, 2_000_000);
         write_synced(&mnt.join("synced"), &content);
-        let servers = rig.servers();
-        assert_eq!(servers.len(), 1);
-        run("kill", &["-9", &servers[0].to_string()]);
-        let start = Instant::now();
-        while !rig.servers().is_empty() {
-            assert!(start.elapsed() < Duration::from_secs(10), "a killed server goes");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        rig.kill_server();
         rig.ok(next);
         rig.assert_sound(next[0]);
         rig.ok(&["mount", "old", text(&mnt)]);

@@ -10,6 +10,8 @@ mod promises;
 mod refusals;
 mod resize;
 mod rig;
+#[path = "../common/servers.rs"]
+mod servers;
 mod stopped;
 mod together;
 mod verbs;

@@ -4,7 +4,6 @@ use super::rig::{Rig, noise, run, text};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 
@@ -224,12 +223,7 @@ fn a_journal_that_was_not_replayed_is() {
         file.sync_all().unwrap();
         File::open(&mnt).unwrap().sync_all().unwrap();
         drop(file);
-        run("kill", &["-9", &rig.servers()[0].to_string()]);
-        let start = Instant::now();
-        while !rig.servers().is_empty() {
-            assert!(start.elapsed() < Duration::from_secs(10), "a killed server goes");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        rig.kill_server();
         rig.ok(&["resize", "web", size]);
         assert_eq!(ext4_size(&rig, "web"), size.trim_end_matches('M').parse::<u64>().unwrap() * MIB);
         mounted(&rig, "web", |mnt| {

@@ -1,5 +1,6 @@
 //! A store of a test's own, the two programs on it, and what must not be left when it goes.
 
+use crate::servers;
 use blockbt::kernel::{loops, mounts};
 use blockbt::store::Store;
 use serde_json::Value;
@@ -186,16 +187,11 @@ impl Rig {
 
     /// The processes that serve attached images of this store.
     pub fn servers(&self) -> Vec<u32> {
-        let run_dir = self.run_dir();
-        let serves = |pid: &u32| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let mut words = line.split(|b| *b == 0).skip(1);
-            words.next() == Some(b"fuse-serve") && words.next().is_some_and(|place| place.starts_with(text(&run_dir).as_bytes()))
-        };
-        let all = fs::read_dir("/proc").unwrap();
-        all.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
-            .filter(serves)
-            .collect()
+        servers::servers(&self.run_dir())
+    }
+
+    pub fn kill_server(&self) {
+        servers::kill_server(&self.run_dir());
     }
 
     /// What is in the kernel, among the processes and half done in the store.

@@ -1,6 +1,6 @@
 //! Many at once: what one does, the others find done or not done, never half.
 
-use super::rig::{HeldImport, Rig, Said, noise, run, text};
+use super::rig::{HeldImport, Rig, Said, noise, text};
 use std::fs;
 use std::path::PathBuf;
 
@@ -180,7 +180,7 @@ fn two_stores_have_nothing_to_do_with_each_other() {
         rig.ok(&["mount", "web", text(&rig.make_dir("mnt"))]);
     }
     let [ours, theirs] = &rigs;
-    run("kill", &["-9", &theirs.servers()[0].to_string()]);
+    theirs.kill_server();
     ours.ok(&["list"]);
     fs::write(ours.path("mnt").join("file"), "x").unwrap();
     assert!(!theirs.left().is_empty(), "another store's leftovers are left to it");
