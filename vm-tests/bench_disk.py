@@ -54,7 +54,7 @@ def disk(work, ctl_program, say):
     window = os.path.join(work, "window-thin")
     os.makedirs(window, exist_ok=True)
     with Vm(window, "bench_thin.py", "2G", {}, [new]) as vm:
-        vm.finish(900)
+        vm.finish()
     shutil.rmtree(window)
     os.rename(new, path)
     return path

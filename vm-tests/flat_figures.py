@@ -124,7 +124,7 @@ def figures_of(name, files):
     said = subprocess.run([TOOL, window, *RULES, "--", *files], check=True, text=True, capture_output=True).stdout
     facts = {fact["rule"]: fact for fact in map(json.loads, said.splitlines())}
     with vm.boot(window, "flat_figures.py", "4G", rules=RULES) as guest:
-        guest.finish(900)
+        guest.finish()
     with open(os.path.join(window, "figures.json")) as file:
         figures = json.load(file)
     shutil.rmtree(window)

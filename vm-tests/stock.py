@@ -81,7 +81,6 @@ def initrd(unpacked, version, draft):
 class StockVm(Vm):
     """A guest as `Vm`, some ten times slower."""
 
-    patience = 8
     drive = "/dev/vd"
 
     def start(self, script, memory):
@@ -103,12 +102,9 @@ class StockVm(Vm):
         shell = [*daemons, f"for socket in {waits}; do until [ -S $socket ]; do sleep 0.05; done; done", 'exec "$@"']
         return ["sh", "-c", "\n".join(shell), "sh", *qemu]
 
-    def wait_for(self, name, seconds):
-        super().wait_for(name, seconds * self.patience)
-
-    def finish(self, seconds):
+    def finish(self):
         start = time.monotonic()
         try:
-            super().finish(seconds * self.patience)
+            super().finish()
         except Failure as failure:
             raise Failure(f"{failure} ({time.monotonic() - start:.0f} s, stock kernel)", self.window) from None

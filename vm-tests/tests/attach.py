@@ -13,7 +13,7 @@ STOPS = os.path.join(TOP, "src", "attach", "stop.rs")
 def run(window, part):
     seed = harness.seed()
     with boot(window, "attach.py", seed=seed, part=part, stops=STOPS) as vm:
-        vm.finish(1200)
+        vm.finish()
     return f"seed {seed}"
 
 
@@ -49,5 +49,5 @@ def udev(window):
     """where udev runs it makes the nodes of images, looks into nothing else of ours, and is waited for by no verb that has ended"""
     seed = harness.seed()
     with boot(window, "udev.py", seed=seed) as vm:
-        vm.finish(900)
+        vm.finish()
     return f"seed {seed}"

@@ -12,7 +12,7 @@ def fault(name, script, seconds, claim, memory="1G", **parameters):
         seed = harness.seed()
         try:
             with boot(window, f"fault_{script}.py", memory=memory, part=name, seed=seed, **parameters) as vm:
-                vm.finish(1200)
+                vm.finish()
         finally:
             print(f"       fault-{name}: SEED={seed}", flush=True)
         with open(os.path.join(window, "said")) as file:

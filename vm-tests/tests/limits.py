@@ -8,7 +8,7 @@ def limits(window, story):
     first = seed()
     try:
         with boot(window, "limits.py", memory="2G", seed=first, story=story) as vm:
-            vm.finish(900)
+            vm.finish()
     except Failure as failure:
         raise Failure(f"seed {first}: {failure}", window) from None
     return f"ext4 and xfs, seed {first}"

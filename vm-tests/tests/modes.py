@@ -14,7 +14,7 @@ def in_all_modes(window, deepest, small, scattered):
     print(f"modes: SEED={chance}", flush=True)
     deep = deep_chains(window, chance, deepest)
     with boot(window, "modes.py", "2G", seed=chance, deep=deep, small=small, scattered=scattered) as vm:
-        vm.finish(900)
+        vm.finish()
     with open(os.path.join(window, "said")) as said:
         return f"SEED={chance}, {said.read()}"
 
@@ -57,6 +57,6 @@ def deep_chains(window, chance, deepest):
 def flatten(window):
     """a chain of DELTAS deltas (12 unless said) is made one while a clone on the old chain is attached, which notices nothing"""
     with boot(window, "flatten.py", "1G", deltas=number("DELTAS", 12)) as vm:
-        vm.finish(300)
+        vm.finish()
     with open(os.path.join(window, "said")) as said:
         return said.read()

@@ -26,7 +26,7 @@ def stack(window):
     chains.lay_out(window, name, demo, "web")
     wanted[name] = []
     with boot(window, "stack.py", "2G") as vm:
-        vm.finish(300)
+        vm.finish()
     for name, differs in wanted.items():
         with open(os.path.join(window, name, "differs")) as file:
             found = [int(number) for number in file.read().split()]
@@ -39,9 +39,9 @@ def stack(window):
 def kernel_writes(window):
     """we read what the kernel wrote, exception by exception, and it reads what we add"""
     with boot(window, "kernel_writes.py") as vm:
-        vm.finish(300)
+        vm.finish()
     cases = len([name for name in os.listdir(window) if name.endswith(".delta")])
     cargo_test(window, "kernel_stores", KERNEL_STORES=window)
     with boot(window, "kernel_reads.py") as vm:
-        vm.finish(300)
+        vm.finish()
     return f"{cases} stores"

@@ -24,9 +24,9 @@ def reboot(window):
     for which in ("first", "second", "third"):
         with boot(window, "reboot.py", boot=which) as vm:
             if which == "third":
-                vm.finish(300)
+                vm.finish()
             else:
-                vm.wait_for("ready", 300)
+                vm.wait_for("ready")
                 time.sleep(random.uniform(0, 0.3))
                 vm.kill()
                 os.unlink(os.path.join(window, "ready"))
@@ -37,7 +37,7 @@ def reboot(window):
 def replay(window, mode, seed, cuts, stories, broken=None, fs="ext4", shown=SHOWN):
     """One boot of the guest's `power_replay.py`; returns what it tells."""
     with boot(window, "power_replay.py", memory="2G", mode=mode, fs=fs, shown=shown, seed=seed, cuts=cuts, stories=stories, broken=broken) as vm:
-        vm.finish(600 + 30 * cuts)
+        vm.finish()
     with open(os.path.join(window, "told.json")) as file:
         return json.load(file)
 
@@ -95,7 +95,7 @@ def power_detach(window):
     """what somebody wrote and closed while a detach waited for it is on the disk when the detach has ended"""
     chance = seed()
     with boot(window, "power_detach.py", seed=chance, modes=("flat", "stack", "user")) as vm:
-        vm.finish(300)
+        vm.finish()
     return f"seed {chance}"
 
 
@@ -120,10 +120,10 @@ def power_kill(window, mode):
     for nth in range(boots + 1):
         with boot(window, "power_kill.py", mode=mode, shown=SHOWN, seed=first + nth, last=nth == boots) as vm:
             if nth == boots:
-                vm.finish(300)
+                vm.finish()
             else:
                 try:
-                    vm.wait_for("ready", 300)
+                    vm.wait_for("ready")
                 except Failure as failure:
                     raise Failure(f"seed {first}, boot {nth}: {failure}", window) from None
                 wait_for_marks(os.path.join(window, "marks"), rng.randint(4, 150))

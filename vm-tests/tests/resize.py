@@ -14,7 +14,7 @@ def resize(window):
     first = seed()
     try:
         with boot(window, "resize.py", memory="1500M", seed=first, modes=MODES, rounds=number("ROUNDS", 4)) as vm:
-            vm.finish(600)
+            vm.finish()
     except Failure as failure:
         raise Failure(f"seed {first}: {failure}", window) from None
     with open(os.path.join(window, "done")) as file:

@@ -15,7 +15,7 @@ def verify(window, fs):
     while not boots or time.monotonic() < end:
         try:
             with boot(window, "verify.py", memory="2G", seed=first + boots, modes=MODES, rounds=4, operations=600, file_systems=[fs]) as vm:
-                vm.finish(300 + 300 * minutes)
+                vm.finish()
         except Failure as failure:
             raise Failure(f"seed {first + boots}: {failure}", window) from None
         with open(os.path.join(window, "done")) as file:
