@@ -40,6 +40,11 @@ def number(name, default):
     return int(os.environ.get(name) or default)
 
 
+def build():
+    """All that the tests run, before the first of them: cargo puts a program of other features away before it links the next, and guests start it by its name."""
+    cargo_test(TOP, "kernel_dm", "--test", "kernel_stores", "--no-run")
+
+
 def cargo_test(window, target, *words, **variables):
     """Runs an integration test of the build that `make test` uses, whose features serve here too. Returns what it wrote to stdout."""
     command = ["cargo", "test", "--quiet", "--release", "--locked", "--features", "root-tests", "--test", target, *words]

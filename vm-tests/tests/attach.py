@@ -1,10 +1,9 @@
 """Attach in every mode, and what remains when verbs, daemons and their files die."""
 
 import os
-import subprocess
 
 import harness
-from harness import ENV, test
+from harness import test
 from vm import TOP, boot
 
 STOPS = os.path.join(TOP, "src", "attach", "stop.rs")
@@ -32,9 +31,6 @@ def owners(window):
 @test("attach-killed", seconds=120)
 def killed(window):
     """an attach or detach that dies, at whichever step, leaves nothing that the next verb does not take away"""
-    # The programs with their stop points: the build of `make test`.
-    words = ["cargo", "build", "--quiet", "--release", "--locked", "--features", "root-tests", "--bins"]
-    subprocess.run(words, cwd=TOP, env=ENV, check=True)
     return run(window, "killed")
 
 
