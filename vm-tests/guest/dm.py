@@ -60,14 +60,13 @@ def create(name, table, read_only):
 
 
 def remove(name):
-    # The kernel lets go of a file system's device a moment after its unmount: `--retry` is 5 s of patience.
-    for last in (False, False, True):
-        try:
-            return run("dmsetup", "remove", "--retry", "--noudevrules", "--noudevsync", name)
-        except Failed:
-            users.tell(f"/dev/mapper/{name}")
-            if last:
-                raise
+    """The kernel lets go of a file system's device a moment after its unmount."""
+    words = ["dmsetup", "remove", "--noudevrules", "--noudevsync", name]
+    try:
+        until(lambda: subprocess.run(words, capture_output=True).returncode == 0, f"{name} is removed")
+    except Failed:
+        users.tell(f"/dev/mapper/{name}")
+        raise
 
 
 def sectors(device):
