@@ -6,6 +6,7 @@ survives, so that the second boot finds the state files of the first; before the
 
 import hashlib
 import os
+import signal
 import subprocess
 import tarfile
 import time
@@ -82,7 +83,8 @@ def write_on():
             os.fsync(file.fileno())
         if number == first + 30:
             open("/run/window/ready", "w").close()
-    raise AssertionError("the power did not go")
+    # There is no more room: until the power goes.
+    signal.pause()
 
 
 def in_background(store, *words):
