@@ -272,23 +272,17 @@ def whole_again(files, numbers=None):
 
 
 def holes(device, share):
-    """The device's own table with some MiB of it turned into errors."""
-    (start, length, *_), = [line.split() for line in table(device).splitlines()[:1]]
-    assert start == "0"
-    lines, at = [], 0
+    """The device's own table with this share of its MiB turned into errors: of those that hold something, and of the others."""
+    pieces, chosen = {}, []
     for line in table(device).splitlines():
         start, length, kind, *words = line.split()
-        start, length = int(start), int(length)
-        while length:
-            step = min(length, 2048)
-            if CHANCE.random() < share:
-                lines.append(f"{start} {step} error")
-            elif kind == "linear":
-                lines.append(f"{start} {step} linear {words[0]} {int(words[1]) + start - int(line.split()[0])}")
-            else:
-                lines.append(f"{start} {step} {kind} {' '.join(words)}")
-            start, length = start + step, length - step
-    return "\n".join(lines) + "\n"
+        for at in range(0, int(length), 2048):
+            target = f"linear {words[0]} {int(words[1]) + at}" if kind == "linear" else " ".join([kind, *words])
+            pieces.setdefault(kind, []).append((int(start) + at, min(2048, int(length) - at), target))
+    for some in pieces.values():
+        wrong = CHANCE.sample(some, round(share * len(some)))
+        chosen += [(start, length, "error" if (start, length, target) in wrong else target) for start, length, target in some]
+    return "".join(f"{start} {length} {target}\n" for start, length, target in sorted(chosen))
 
 
 def parts(found):
