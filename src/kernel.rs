@@ -8,6 +8,7 @@ pub mod loops;
 pub mod mounts;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A step that the kernel refused.
 #[derive(Debug, thiserror::Error)]
@@ -36,5 +37,29 @@ impl KernelError {
     /// Whether the kernel said that somebody uses the thing.
     pub fn is_busy(&self) -> bool {
         self.cause.raw_os_error() == Some(libc::EBUSY)
+    }
+}
+
+/// What is left of a wait for somebody else, in pauses and not by the clock: while the machine stands still, nobody else gets on either.
+struct Patience {
+    left: Duration,
+    pause: Duration,
+}
+
+impl Patience {
+    fn new(left: Duration) -> Patience {
+        let pause = Duration::from_micros(200);
+        Patience { left, pause }
+    }
+
+    /// A pause, each a longer one up to 20 ms; `false` when there is no patience left.
+    fn pause(&mut self) -> bool {
+        if self.left.is_zero() {
+            return false;
+        }
+        std::thread::sleep(self.pause);
+        self.left = self.left.saturating_sub(self.pause);
+        self.pause = (self.pause * 2).min(Duration::from_millis(20));
+        true
     }
 }

@@ -10,7 +10,7 @@ mod table;
 pub use probe::Support;
 pub use table::{DevNo, Line, MAX_TARGETS, Persistence, SnapshotStatus, Table, TableError, Target};
 
-use super::KernelError;
+use super::{KernelError, Patience};
 use crate::sys;
 use crate::sys::dm::Spec;
 use devicemapper::{DM, DevId, DeviceInfo, DmError, DmFlags, DmName, DmOptions, DmUdevFlags, DmUuid, errors};
@@ -19,7 +19,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const CONTROL: &str = "/dev/mapper/control";
 /// The control device's number. Source: Linux `include/linux/miscdevice.h`, `MAPPER_CTRL_MINOR`.
@@ -230,14 +230,11 @@ impl Dm {
     ///
     /// Errors: busy if it is still in use after `patience`.
     pub fn await_unused(&self, uuid: &str, patience: Duration) -> Result<(), KernelError> {
-        let start = Instant::now();
-        let mut pause = Duration::from_micros(200);
+        let mut patience = Patience::new(patience);
         while self.info(uuid)?.is_some_and(|info| info.open_count > 0) {
-            if start.elapsed() >= patience {
+            if !patience.pause() {
                 return Err(KernelError::new("remove", uuid, io::Error::from_raw_os_error(libc::EBUSY)));
             }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(20));
         }
         Ok(())
     }

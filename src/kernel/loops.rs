@@ -2,8 +2,8 @@
 //!
 //! Refuses to know what the names mean. Invariant: a device is never configured in two steps, so that nobody sees it half made.
 
-use super::KernelError;
 use super::dm::DevNo;
+use super::{KernelError, Patience};
 use crate::sys;
 use crate::units::Bytes;
 use loopdev::LoopControl;
@@ -383,18 +383,15 @@ fn free(device: File, number: u32, name: Option<&str>, patience: Duration) -> Re
     // The last close frees it, and ours may be the last.
     let before = backing(number);
     drop(device);
-    let start = Instant::now();
-    let mut pause = Duration::from_micros(200);
+    let mut patience = Patience::new(patience);
     while before.is_some() && backing(number) == before {
-        if start.elapsed() > patience {
+        if !patience.pause() {
             return Err(KernelError::new(
                 "wait for the last user of",
                 node(number),
                 io::Error::from_raw_os_error(libc::EBUSY),
             ));
         }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(20));
     }
     Ok(())
 }

@@ -2,15 +2,15 @@
 //!
 //! Refuses to know what a device holds. Invariant: paths come back as the bytes they are, the kernel's octal escapes undone.
 
-use super::KernelError;
 use super::dm::DevNo;
+use super::{KernelError, Patience};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 
@@ -98,11 +98,11 @@ pub fn mount_device(device: &Path, dir: &Path, file_system: &str, options: Optio
 
 /// Unmounts what was mounted last at `dir`; one that is busy is tried again for `patience`.
 pub fn unmount(dir: &Path, patience: Duration) -> Result<(), KernelError> {
-    let start = Instant::now();
+    let mut patience = Patience::new(patience);
     loop {
         match umount2(dir, MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => return Ok(()),
-            Err(nix::errno::Errno::EBUSY) if start.elapsed() < patience => std::thread::sleep(Duration::from_millis(2)),
+            Err(nix::errno::Errno::EBUSY) if patience.pause() => {}
             Err(error) => return Err(KernelError::new("unmount", dir, error)),
         }
     }
