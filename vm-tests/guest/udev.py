@@ -17,7 +17,7 @@ rng = random.Random(guest.PARAMETERS["seed"])
 
 
 def settle():
-    run("udevadm", "settle", "--timeout=120")
+    run("udevadm", "settle", "--timeout=1200")
 
 
 def cookies():
