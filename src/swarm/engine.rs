@@ -90,7 +90,7 @@ pub struct PeerCounts {
 }
 
 impl Engine {
-    pub async fn start(listen: SocketAddr, announce_port: u16, dir: PathBuf, tracker: String) -> Result<Engine, EngineError> {
+    pub async fn start(listen: SocketAddr, dir: PathBuf, tracker: String) -> Result<Engine, EngineError> {
         let peers = PeerConnectionOptions {
             connect_timeout: Some(Duration::from_secs(5)),
             // An idle link must outlive the engine's keep-alive of 120 s.
@@ -103,7 +103,6 @@ impl Engine {
             listen: Some(ListenerOptions {
                 mode: ListenerMode::TcpOnly,
                 listen_addr: listen,
-                announce_port: Some(announce_port),
                 ipv4_only: listen.is_ipv4(),
                 ..Default::default()
             }),

@@ -5,7 +5,7 @@
 use super::announce;
 use super::bridge::Bridge;
 use super::dht::DhtNode;
-use super::engine::{Engine, EngineError, State, Torrent};
+use super::engine::{Engine, State, Torrent};
 use super::fetch::{self, FetchError, Tools, Wanted, blocking};
 use super::node::{Fetched, ObjectItem, Peer, SwarmConfig, SwarmError, TorrentPeers, Watcher};
 use super::peers::{FoundBy, PeerBook};
@@ -14,7 +14,6 @@ use super::torrent::{Limits, TorrentInfo};
 use crate::ids::{InfoHash, Sha256};
 use crate::units::Bytes;
 use std::collections::HashMap;
-use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -61,16 +60,11 @@ impl Host {
         })?;
         let book = Arc::new(PeerBook::default());
         let bridge = Bridge::start(book.clone()).await.map_err(SwarmError::Bridge)?;
-        let listen = with_free_port(listen).map_err(|cause| EngineError::Start {
-            listen,
-            cause: cause.into(),
-        })?;
-        let announce_port = if config.announce_port == 0 {
-            listen.port()
-        } else {
-            config.announce_port
+        let engine = Engine::start(listen, work_dir.clone(), bridge.url().into()).await?;
+        let announce_port = match config.announce_port {
+            0 => engine.listen().map_or(listen.port(), |listen| listen.port()),
+            said => said,
         };
-        let engine = Engine::start(listen, announce_port, work_dir.clone(), bridge.url().into()).await?;
         let dht = match dht_listen {
             Some(listen) => {
                 let node = DhtNode::start(listen, config.bootstrap).await;
@@ -331,12 +325,4 @@ impl Host {
             dht.stop().await;
         }
     }
-}
-
-/// The engine wants to be told the port that it announces, so a free one is chosen before it listens.
-fn with_free_port(mut listen: SocketAddr) -> io::Result<SocketAddr> {
-    if listen.port() == 0 {
-        listen.set_port(std::net::TcpListener::bind(listen)?.local_addr()?.port());
-    }
-    Ok(listen)
 }
