@@ -27,6 +27,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 const TICK: Duration = Duration::from_millis(50);
 /// How long a fetch waits for another one's file.
 const HANDOVER: Duration = Duration::from_secs(2);
+/// How long a fetch that has failed waits for its own threads to let go of its file.
+const RELEASE: Duration = Duration::from_secs(10);
 
 /// What a fetch works with.
 pub struct Tools<'a> {
@@ -85,10 +87,18 @@ impl Tools<'_> {
     ///
     /// Errors: the torrent is out of the engine again; what has come stays for another try, unless it lies.
     pub async fn pieces(&self, info: &TorrentInfo, path: &Path, wanted: Option<&Wanted>) -> Result<Arrived, FetchError> {
-        let outcome = self.try_pieces(info, path, wanted).await;
+        let (say, pieces) = unbounded_channel();
+        let part = Arc::new(self.part(info, path, say).await?);
+        let held = Arc::downgrade(&part);
+        let outcome = self.try_pieces(info, part, pieces, wanted).await;
         if let Err(error) = &outcome {
             if !matches!(error, FetchError::Engine(EngineError::Twice { .. })) {
                 self.engine.remove(info.info_hash()).await;
+            }
+            // The engine's last write and the verifier's last sync may go on: who asks again at once must find the file free.
+            let since = Instant::now();
+            while held.strong_count() > 0 && since.elapsed() < RELEASE {
+                tokio::time::sleep(TICK / 10).await;
             }
             if matches!(error, FetchError::Lies { .. }) {
                 forget(path)?;
@@ -114,13 +124,17 @@ impl Tools<'_> {
         }
     }
 
-    async fn try_pieces(&self, info: &TorrentInfo, path: &Path, wanted: Option<&Wanted>) -> Result<Arrived, FetchError> {
+    async fn try_pieces(
+        &self,
+        info: &TorrentInfo,
+        part: Arc<PartFile>,
+        pieces: UnboundedReceiver<u32>,
+        wanted: Option<&Wanted>,
+    ) -> Result<Arrived, FetchError> {
         let io_error = |path: &Path| {
             let path = path.to_path_buf();
             move |cause| FetchError::Io { path, cause }
         };
-        let (say, pieces) = unbounded_channel();
-        let part = Arc::new(self.part(info, path, say).await?);
         let torrent = self.engine.add(info, part.clone(), false).await?;
         let watch = |done| {
             self.watcher.step(Step::Checking {
@@ -157,7 +171,7 @@ impl Tools<'_> {
         run.until_complete(pieces, parked).await?;
         run.until_believed().await?;
         let sealed = part.clone();
-        blocking(move || sealed.seal()).await.map_err(io_error(path))?;
+        blocking(move || sealed.seal()).await.map_err(io_error(part.path()))?;
         self.book.set_complete(info.info_hash(), true);
         let fetched = torrent.status().fetched;
         let givers = torrent.peers().into_iter().filter(|peer| peer.pieces > 0);

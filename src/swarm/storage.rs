@@ -119,7 +119,7 @@ pub struct PartFile {
     blank: AtomicBool,
     pieces: UnboundedSender<u32>,
     /// Two writers of one file would each undo what the other believes.
-    _lock: File,
+    lock: File,
 }
 
 #[derive(Debug)]
@@ -153,7 +153,7 @@ impl PartFile {
             failed: Mutex::new(None),
             blank: AtomicBool::new(blank),
             pieces,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -254,6 +254,15 @@ fn lock_part(path: &Path) -> io::Result<(File, bool)> {
             Ok(_) => std::fs::remove_file(path)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Closing alone would leave the lock to a child that another thread has forked and that has not reached its `exec`.
+impl Drop for PartFile {
+    fn drop(&mut self) {
+        if let Err(errno) = rustix::fs::flock(&self.lock, FlockOperation::Unlock) {
+            tracing::warn!(part = %self.path.display(), cause = %errno, "its lock goes only with its descriptor");
         }
     }
 }

@@ -44,7 +44,7 @@ impl Verifier {
         let (say, verdicts) = unbounded_channel();
         let (reader, told) = (part.clone(), say.clone());
         std::thread::Builder::new().name("bbt-verify".into()).spawn(move || {
-            if let Err(verdict) = hash_units(&reader, len, &hashes, &asked, &good) {
+            if let Err(verdict) = hash_units(&reader, len, &hashes, &asked, &good, &told) {
                 let _ = told.send(verdict);
             }
         })?;
@@ -76,9 +76,20 @@ impl Verifier {
     }
 }
 
-fn hash_units(part: &PartFile, len: u64, hashes: &[[u8; 32]], asked: &Receiver<usize>, good: &Sender<usize>) -> Result<(), Verdict> {
+fn hash_units(
+    part: &PartFile,
+    len: u64,
+    hashes: &[[u8; 32]],
+    asked: &Receiver<usize>,
+    good: &Sender<usize>,
+    told: &UnboundedSender<Verdict>,
+) -> Result<(), Verdict> {
     let mut buf = vec![0; UNIT as usize];
     for unit in asked {
+        // A fetch that has failed does not wait for the rest.
+        if told.is_closed() {
+            break;
+        }
         let start = unit as u64 * UNIT;
         let data = &mut buf[..UNIT.min(len - start) as usize];
         part.read(start, data).map_err(Verdict::Failed)?;

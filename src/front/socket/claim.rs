@@ -28,7 +28,7 @@ pub enum ClaimError {
 /// The right to be this store's daemon, as long as it lives; the kernel gives it back when the process dies.
 pub struct Claim {
     socket: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl Claim {
@@ -65,7 +65,7 @@ impl Claim {
         }
         Ok(Claim {
             socket: run_dir.join(SOCKET_NAME),
-            _lock: lock,
+            lock,
         })
     }
 
@@ -91,5 +91,7 @@ impl Drop for Claim {
     fn drop(&mut self) {
         // Under the lock still, so it is ours. A leftover does no harm: nobody answers there.
         let _ = std::fs::remove_file(&self.socket);
+        // Closing alone would leave the lock to a child that another thread has forked and that has not reached its `exec`.
+        let _ = flock(&self.lock, FlockOperation::Unlock);
     }
 }
