@@ -132,7 +132,15 @@ impl Catalog {
     /// Where the index cannot be had in time, the store is marked, and the next opener indexes again: for `work` that only writes,
     /// [`CatalogError::Busy`] is then no loss.
     pub fn with<T>(store: &Store, work: impl FnOnce(&Catalog) -> Result<T, CatalogError>) -> Result<T, CatalogError> {
-        let result = Catalog::open(store).and_then(|catalog| {
+        Self::with_within(store, PATIENCE, work)
+    }
+
+    fn with_within<T>(
+        store: &Store,
+        patience: Duration,
+        work: impl FnOnce(&Catalog) -> Result<T, CatalogError>,
+    ) -> Result<T, CatalogError> {
+        let result = Self::open_within(store, patience).and_then(|catalog| {
             let result = work(&catalog)?;
             catalog.flush()?;
             Ok(result)
