@@ -11,12 +11,17 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
+/// Longer than anything takes on a slow and busy machine.
+const LONG: Duration = Duration::from_secs(300);
+
 /// A store's stand-in: the image's name says what is to happen.
 #[derive(Default)]
 struct Fake {
     running: AtomicUsize,
     most: AtomicUsize,
     cancelled: AtomicBool,
+    /// What is "slow" may end.
+    may_end: AtomicBool,
 }
 
 impl Handler for Fake {
@@ -43,19 +48,26 @@ impl Fake {
             Request::Rm(rm) => {
                 match rm.name.as_str() {
                     "bug" => panic!("on purpose"),
-                    "slow" => (0..8).for_each(|done| {
-                        progress.update("sweep", done, Some(8));
-                        std::thread::sleep(Duration::from_millis(60));
-                    }),
-                    "endless" => {
-                        let give_up = Instant::now() + Duration::from_secs(20);
-                        while !progress.cancelled() && Instant::now() < give_up {
-                            progress.update("wait", 0, None);
-                            std::thread::sleep(Duration::from_millis(5));
-                        }
-                        self.cancelled.store(progress.cancelled(), Ordering::SeqCst);
+                    "slow" => {
+                        let mut done = 0;
+                        wait_for(|| {
+                            progress.update("sweep", done, Some(8));
+                            done = (done + 1).min(8);
+                            self.may_end.load(Ordering::SeqCst)
+                        });
                     }
-                    _ => std::thread::sleep(Duration::from_millis(20)),
+                    "endless" => {
+                        wait_for(|| {
+                            progress.update("wait", 0, None);
+                            progress.cancelled()
+                        });
+                        self.cancelled.store(true, Ordering::SeqCst);
+                    }
+                    // Not alone, once.
+                    _ => {
+                        wait_for(|| self.most.load(Ordering::SeqCst) > 1);
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
                 }
                 Ok(Reply::Rm(RmReply {
                     name: rm.name,
@@ -115,7 +127,7 @@ impl Daemon {
     /// What the daemon answers to these very bytes.
     fn raw(&self, bytes: &[u8]) -> String {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
         // It may answer and hang up before it has read everything.
         let _ = stream.write_all(bytes);
         let mut answer = Vec::new();
@@ -137,6 +149,7 @@ impl Daemon {
     }
 
     fn stop(&mut self) {
+        self.fake.may_end.store(true, Ordering::SeqCst);
         self.stop.send_replace(true);
         if let Some(thread) = self.thread.take() {
             thread.join().unwrap();
@@ -150,6 +163,15 @@ impl Drop for Daemon {
     }
 }
 
+/// No client is too slow for it, and no verb.
+fn patient() -> Limits {
+    Limits {
+        request_time: LONG,
+        stop_time: LONG,
+        ..Limits::default()
+    }
+}
+
 fn rm(name: &str) -> Request {
     Request::Rm(crate::service::Rm {
         name: ImageName::new(name).unwrap(),
@@ -159,7 +181,7 @@ fn rm(name: &str) -> Request {
 
 #[test]
 fn errors_arrive_with_kind_causes_and_status() {
-    let daemon = Daemon::start(Limits::default());
+    let daemon = Daemon::start(patient());
     let request = Request::Info(Info {
         dm: false,
         name: ImageName::new("x").unwrap(),
@@ -176,7 +198,7 @@ fn errors_arrive_with_kind_causes_and_status() {
 
 #[test]
 fn hostile_requests_get_an_answer_and_the_daemon_lives() {
-    let daemon = Daemon::start(Limits::default());
+    let daemon = Daemon::start(patient());
     for (path, body, status, text) in [
         ("/v1/info", &b"{"[..], "400", "EOF"),
         ("/v1/info", b"\xff\xfe", "400", "arguments of info"),
@@ -209,7 +231,7 @@ fn hostile_requests_get_an_answer_and_the_daemon_lives() {
 
 #[test]
 fn a_bug_in_a_verb_is_an_error_and_the_daemon_lives() {
-    let daemon = Daemon::start(Limits::default());
+    let daemon = Daemon::start(patient());
     let error = daemon.client().handle(rm("bug"), &Quiet).unwrap_err();
     assert!(error.message.contains("met a bug"), "{error}");
     daemon.lives();
@@ -217,15 +239,17 @@ fn a_bug_in_a_verb_is_an_error_and_the_daemon_lives() {
 
 #[test]
 fn progress_arrives_in_order_and_before_the_reply() {
-    struct Seen(Mutex<Vec<u64>>);
+    struct Seen(Mutex<Vec<u64>>, Arc<Fake>);
     impl Progress for Seen {
         fn update(&self, step: &str, done: u64, total: Option<u64>) {
             assert_eq!((step, total), ("sweep", Some(8)));
-            self.0.lock().unwrap().push(done);
+            let mut seen = self.0.lock().unwrap();
+            seen.push(done);
+            self.1.may_end.store(seen.len() >= 2, Ordering::SeqCst);
         }
     }
-    let daemon = Daemon::start(Limits::default());
-    let seen = Seen(Mutex::default());
+    let daemon = Daemon::start(patient());
+    let seen = Seen(Mutex::default(), daemon.fake.clone());
     daemon.client().handle(rm("slow"), &seen).unwrap();
     let seen = seen.0.into_inner().unwrap();
     assert!(seen.len() >= 2 && seen.is_sorted(), "{seen:?}");
@@ -235,7 +259,7 @@ fn progress_arrives_in_order_and_before_the_reply() {
 fn twenty_clients_at_once_wait_their_turn() {
     let daemon = Daemon::start(Limits {
         long_verbs: 3,
-        ..Limits::default()
+        ..patient()
     });
     std::thread::scope(|scope| {
         for _ in 0..20 {
@@ -243,14 +267,14 @@ fn twenty_clients_at_once_wait_their_turn() {
         }
     });
     let most = daemon.fake.most.load(Ordering::SeqCst);
-    assert!((2..=3).contains(&most), "{most} at once");
+    assert!(most <= 3, "{most} at once");
 }
 
 #[test]
 fn list_answers_while_long_verbs_fill_their_turns() {
     let daemon = Daemon::start(Limits {
         long_verbs: 1,
-        ..Limits::default()
+        ..patient()
     });
     std::thread::scope(|scope| {
         scope.spawn(|| daemon.client().handle(rm("slow"), &Quiet).unwrap());
@@ -259,12 +283,13 @@ fn list_answers_while_long_verbs_fill_their_turns() {
         }
         daemon.lives();
         assert_eq!(daemon.fake.running.load(Ordering::SeqCst), 1, "the long one was still running");
+        daemon.fake.may_end.store(true, Ordering::SeqCst);
     });
 }
 
 #[test]
 fn a_client_that_vanishes_cancels_what_waits() {
-    let daemon = Daemon::start(Limits::default());
+    let daemon = Daemon::start(patient());
     let mut stream = UnixStream::connect(daemon.socket()).unwrap();
     stream
         .write_all(b"POST /v1/rm HTTP/1.1\r\nHost: x\r\nContent-Length: 18\r\n\r\n{\"name\":\"endless\"}")
@@ -283,27 +308,34 @@ fn a_client_that_sends_nothing_more_is_let_go_and_harms_nobody() {
     });
     let head = daemon.raw(b"POST /v1/info HT");
     assert!(head.is_empty() || head.starts_with("HTTP/1.1 408"), "{head}");
-    let body = daemon.raw(b"POST /v1/info HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\nConnection: close\r\n\r\n{");
+    // Whoever comes is let go unheard where the machine gives him no time for his head.
+    let mut body = String::new();
+    wait_for(|| {
+        body = daemon.raw(b"POST /v1/info HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\nConnection: close\r\n\r\n{");
+        !body.is_empty()
+    });
     assert!(body.starts_with("HTTP/1.1 408"), "{body}");
-    daemon.lives();
+    wait_for(|| daemon.client().handle(Request::List(List {}), &Quiet).is_ok());
 }
 
 #[test]
 fn a_stop_ends_what_waits_and_finishes_what_works() {
-    let mut daemon = Daemon::start(Limits::default());
+    let mut daemon = Daemon::start(patient());
     let (waiting, working) = (daemon.client(), daemon.client());
     let waiting = std::thread::spawn(move || waiting.handle(rm("endless"), &Quiet));
     let working = std::thread::spawn(move || working.handle(rm("slow"), &Quiet));
     wait_for(|| daemon.fake.running.load(Ordering::SeqCst) == 2);
+    daemon.stop.send_replace(true);
+    wait_for(|| daemon.fake.cancelled.load(Ordering::SeqCst));
+    // The one that works is told that it may end.
     daemon.stop();
     assert!(waiting.join().unwrap().is_ok() && working.join().unwrap().is_ok());
-    assert!(daemon.fake.cancelled.load(Ordering::SeqCst));
     assert!(!daemon.socket().exists());
 }
 
 #[test]
 fn a_second_daemon_is_refused_and_does_not_touch_the_socket() {
-    let daemon = Daemon::start(Limits::default());
+    let daemon = Daemon::start(patient());
     assert!(matches!(Claim::take(daemon.dir.path()), Err(ClaimError::Taken { .. })));
     daemon.lives();
 }
@@ -316,7 +348,8 @@ fn a_dead_daemons_socket_is_nobody_and_is_replaced() {
     std::fs::create_dir(&run_dir).unwrap();
     // As after kill -9: the file is there, the lock is not.
     drop(std::os::unix::net::UnixListener::bind(run_dir.join(SOCKET_NAME)).unwrap());
-    assert!(Client::find(&run_dir).unwrap().is_none());
+    // A child that another test's thread has just forked may hold the listener for a moment yet.
+    wait_for(|| Client::find(&run_dir).unwrap().is_none());
     let claim = Claim::take(&run_dir).unwrap();
     let _listener = claim.listen().unwrap();
     assert!(Client::find(&run_dir).unwrap().is_some());
@@ -348,10 +381,10 @@ fn a_daemon_that_breaks_off_is_an_error() {
     }
 }
 
-fn wait_for(condition: impl Fn() -> bool) {
-    let give_up = Instant::now() + Duration::from_secs(20);
+fn wait_for(mut condition: impl FnMut() -> bool) {
+    let give_up = Instant::now() + LONG;
     while !condition() {
-        assert!(Instant::now() < give_up, "waited for 20 s");
+        assert!(Instant::now() < give_up, "waited for {LONG:?}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
