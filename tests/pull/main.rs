@@ -12,5 +12,6 @@ mod raw;
 mod resume;
 mod rig;
 mod stops;
+#[path = "../../src/swarm/tests/throttle.rs"]
 mod throttle;
 mod travel;

@@ -6,9 +6,9 @@ use crate::bencode::{self, Value};
 use crate::swarm::torrent::{TorrentError, sha1};
 use std::sync::atomic::Ordering;
 
-/// A leecher that gives up soon.
+/// A leecher that gives up soon: for what must come to nothing.
 fn hasty() -> Node {
-    Node::start_with(free_udp(), &[], Duration::from_secs(3))
+    Node::start_on(None, &[], Duration::from_secs(3))
 }
 
 fn script(info_hash: InfoHash, metadata: Vec<u8>) -> Script {
@@ -30,7 +30,7 @@ fn leftovers(dir: &Path) -> Vec<String> {
 
 #[test]
 fn valid_sha1_over_other_bytes_is_a_lie_and_leaves_nothing() {
-    let (a, b) = (Node::start(&[]), hasty());
+    let (a, b) = (Node::start(&[]), Node::start(&[]));
     let object = Object::noise(3 << 20);
     let at = (1 << 20) + 4096 + 17;
     let mut data = object.data.clone();
@@ -73,7 +73,7 @@ fn valid_sha1_over_other_bytes_is_a_lie_and_leaves_nothing() {
 
 #[test]
 fn a_blob_with_another_sha256_is_not_handed_out() {
-    let (a, b) = (Node::start(&[]), hasty());
+    let (a, b) = (Node::start(&[]), Node::start(&[]));
     let blob = noise(300_000, 5);
     let good = Sha256::of(&blob);
     let info = TorrentInfo::build(&good.to_string(), &MemoryIo::new(blob.clone()), &|_| {}).unwrap();
@@ -125,19 +125,23 @@ fn a_peer_of_random_blocks_gives_no_object_and_does_not_stop_a_good_one() {
     });
     let mut item = object.item(b.dir());
     item.peers = vec![raw.addr];
-    let error = b.swarm.fetch_object(item.clone(), Arc::new(())).unwrap_err();
-    assert!(matches!(error, FetchError::Stalled { .. }), "{error:?}");
-    assert!(raw.blocks.load(Ordering::Relaxed) > 0);
+    until("a request for a block", || {
+        let error = b.swarm.fetch_object(item.clone(), Arc::new(())).unwrap_err();
+        assert!(matches!(error, FetchError::Stalled { .. }), "{error:?}");
+        raw.blocks.load(Ordering::Relaxed) > 0
+    });
     let path = object.store(a.dir());
     a.swarm.seed(&object.info, &path).unwrap();
+    // What the hasty one has left is gone on with.
+    let c = Node::start(&[]);
     item.peers.push(a.addr());
-    let fetched = b.swarm.fetch_object(item, Arc::new(())).unwrap();
+    let fetched = c.swarm.fetch_object(item, Arc::new(())).unwrap();
     assert!(std::fs::read(fetched.path).unwrap() == object.data);
 }
 
 #[test]
 fn hostile_metadata_over_the_wire_is_a_named_error_and_the_swarm_lives_on() {
-    let b = hasty();
+    let (b, c) = (Node::start(&[]), hasty());
     let object = Object::noise(1 << 20);
     let with = |field: &str, value: Value| {
         let Value::Dict(mut dict) = bencode::decode(&object.info.info_dict()).unwrap() else {
@@ -182,7 +186,7 @@ fn hostile_metadata_over_the_wire_is_a_named_error_and_the_swarm_lives_on() {
     useless.push(RawPeer::start(script(right, vec![7; dict.len()])));
     let mut item = object.item(b.dir());
     item.peers = useless.iter().map(|peer| peer.addr).collect();
-    let error = b.swarm.fetch_object(item.clone(), Arc::new(())).unwrap_err();
+    let error = c.swarm.fetch_object(item.clone(), Arc::new(())).unwrap_err();
     assert!(matches!(error, FetchError::Stalled { peers: 6, .. }), "{error:?}");
     assert_eq!(leftovers(b.dir()), [""; 0]);
     let a = Node::start(&[]);
@@ -221,8 +225,7 @@ fn a_rotten_seed_beside_a_good_peer_is_reported_and_never_written() {
 
 #[test]
 fn a_part_that_is_already_an_object_is_not_opened_for_writing() {
-    let a = Node::start(&[]);
-    let b = hasty();
+    let (a, b) = (Node::start(&[]), Node::start(&[]));
     let object = Object::noise(1 << 20);
     a.swarm.seed(&object.info, &object.store(a.dir())).unwrap();
     let store = b.dir().join("store");

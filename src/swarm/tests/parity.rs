@@ -120,15 +120,8 @@ fn objects_travel_to_libtorrent_and_back_byte_for_byte() {
     let dir = theirs.path().display().to_string();
     let port = ours.addr().port().to_string();
     lt.ask(&["get", &torrent.display().to_string(), &dir, &port]);
-    let mut got = Vec::new();
-    for _ in 0..100 {
-        got = std::fs::read(theirs.path().join(object.digest.to_string())).unwrap();
-        if got == object.data {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    assert!(got == object.data);
+    let got = theirs.path().join(object.digest.to_string());
+    until("what libtorrent writes", || std::fs::read(&got).is_ok_and(|got| got == object.data));
 
     let port = lt.ask(&["seed", &torrent.display().to_string(), &dir]);
     let other = Node::start(&[]);
@@ -167,7 +160,7 @@ fn transfer_beside_libtorrent() {
     let (data, torrent) = lay_out(&object, source.path());
     let mut seed = Libtorrent::start();
     let port = seed.ask(&["seed", &torrent, &source.path().display().to_string()]);
-    let direct = || Node::start_on(None, &[], Duration::from_secs(30));
+    let direct = || Node::start_on(None, &[], PATIENCE);
     let ours = direct();
     ours.swarm.seed(&object.info, Path::new(&data)).unwrap();
     for _ in 0..rounds.unwrap_or(1) {
