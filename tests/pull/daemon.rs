@@ -3,7 +3,6 @@
 use crate::rig::*;
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
-use std::time::Duration;
 
 #[test]
 fn what_is_mounted_outlives_the_daemon_and_the_next_one_seeds_again() {
@@ -17,9 +16,8 @@ fn what_is_mounted_outlives_the_daemon_and_the_next_one_seeds_again() {
     a.ok(&["mount", "disk", text(&dir)]);
     fs::write(dir.join("before"), b"1").unwrap();
 
-    let (status, took) = a.stop();
+    let status = a.stop();
     assert!(status.success(), "{status}");
-    assert!(took < Duration::from_secs(4), "{took:?}");
     assert_eq!(fs::read(dir.join("before")).unwrap(), b"1");
     fs::write(dir.join("stopped"), b"2").unwrap();
 
@@ -50,8 +48,8 @@ fn a_daemon_that_is_stopped_while_it_hashes_what_it_seeds_stops_cleanly() {
     a.publish("data");
     for _ in 0..3 {
         a.start();
-        let (status, took) = a.stop();
-        assert!(status.success() && took < Duration::from_secs(4), "{status} after {took:?}");
+        let status = a.stop();
+        assert!(status.success(), "{status}");
     }
     assert!(!a.log().contains("panicked"), "{}", a.log());
 }

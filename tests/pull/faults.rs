@@ -102,7 +102,7 @@ fn disk_fills_up(with_daemon: bool) {
         b.start();
     }
     b.ok(&["pull", &little]);
-    let (code, said) = b.fails(&["pull", &data, "--timeout", "20"]);
+    let (code, said) = b.fails(&["pull", &data, "--timeout", TIMEOUT]);
     assert!(
         code == 1 && said.contains("No space left on device") && said.contains(".part"),
         "{said}"
@@ -223,8 +223,8 @@ fn a_pull_whose_asker_leaves_ends_and_the_next_goes_on() {
 #[test]
 fn a_daemon_that_stops_in_a_pull_says_so_and_the_next_goes_on() {
     let mut held = HeldUp::new();
-    let (status, took) = held.b.stop();
-    assert!(status.success() && took.as_secs() < 6, "{status} after {took:?}");
+    let status = held.b.stop();
+    assert!(status.success(), "{status}");
     let output = held.pull.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && said.contains("stopped on request"), "{said}");

@@ -109,7 +109,7 @@ fn honest(host: &Host) -> (Digest, Vec<u8>, Meta) {
 
 /// The pull fails as damaged, says so in these words, and leaves nothing.
 fn is_refused(b: &mut Host, link: &str, words: &str, what: &str) {
-    let (code, said) = b.fails(&["pull", link, "--timeout", "20"]);
+    let (code, said) = b.fails(&["pull", link, "--timeout", TIMEOUT]);
     assert_eq!(code, 5, "{what}: {said}");
     assert!(said.contains(words), "{what}: {said}");
     assert_eq!(b.images().len(), 0, "{what}");
@@ -173,7 +173,7 @@ fn a_delta_that_was_made_wrong_is_refused_although_its_bytes_are_its_digests() {
         meta.extents.pop();
     };
     let link = made(&bytes, &fewer);
-    let (code, said) = b.fails(&["pull", &link, "--timeout", "20"]);
+    let (code, said) = b.fails(&["pull", &link, "--timeout", TIMEOUT]);
     assert_eq!(code, 5, "a .meta of another disk: {said}");
     b.assert_tidy();
 }
