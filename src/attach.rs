@@ -437,6 +437,9 @@ fn clear(store: &Store, name: &ImageName, place: &Place) -> Result<Option<Device
 
 fn take_away(name: &dyn std::fmt::Display, place: &Place, seen: &Seen) -> Result<(), AttachError> {
     let steps = plan::take_away(seen);
+    if !seen.served && seen.loops.iter().any(|device| !device.read_only) {
+        tracing::warn!(image = %name, "its server is gone: what was written since the last sync is lost");
+    }
     let mut lost = None;
     for (done, step) in steps.iter().enumerate() {
         tracing::debug!(image = %name, %step, "take away");

@@ -167,6 +167,11 @@ impl AttachError {
     }
 }
 
+/// An error and its causes, for a log.
+pub(super) fn whole<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    error
+}
+
 /// Devices on top of a loop device.
 fn holders(number: u32) -> String {
     let Ok(entries) = fs::read_dir(format!("/sys/block/loop{number}/holders")) else {

@@ -4,7 +4,7 @@
 //! that the next one finds what a dead one left without a look at anything else.
 
 use super::below::{self, Node};
-use super::error::AttachError;
+use super::error::{AttachError, whole};
 use super::mode::{Choice, Mode};
 use super::names::{DeviceId, LoopId};
 use super::place::{Marker, Place};
@@ -72,7 +72,7 @@ pub fn attach(
                 AttachError::Step { left, .. } if left.is_empty() => {
                     let released = release(name, place, dm, || below::all(dm, place.store));
                     released
-                        .inspect_err(|error| tracing::warn!(image = %name, %error, "shared devices stay for the next verb"))
+                        .inspect_err(|error| tracing::warn!(image = %name, error = whole(error), "shared devices stay for the next verb"))
                         .is_ok()
                 }
                 // What could not be undone is for the next verb.
@@ -355,7 +355,7 @@ pub fn take_away(name: &dyn std::fmt::Display, place: &Place, dm: &Dm, seen: &Ma
         }
         (rest, Some(cause)) => {
             if let Err(error) = rest {
-                tracing::warn!(image = %name, %error, "detached, and what it stood on is left to the next verb");
+                tracing::warn!(image = %name, error = whole(&error), "detached, and what it stood on is left to the next verb");
             }
             Err(AttachError::Lost {
                 name: name.to_string(),
@@ -410,7 +410,7 @@ fn go(name: &dyn std::fmt::Display, place: &Place, dm: &Dm, steps: &[Step]) -> R
     let left: Vec<Step> = failed.iter().map(|(step, _)| step.clone()).collect();
     let told = failed.pop();
     for (step, cause) in failed {
-        tracing::warn!(image = %name, %step, %cause, "could not be done");
+        tracing::warn!(image = %name, %step, cause = whole(&cause), "could not be done");
     }
     match told {
         Some((step, cause)) => Err(AttachError::from_taking(name, &step, cause, &left)),
@@ -419,7 +419,7 @@ fn go(name: &dyn std::fmt::Display, place: &Place, dm: &Dm, steps: &[Step]) -> R
 }
 
 /// What dead verbs left of one image whose marker is there. Whoever calls has the image's run lock. Says whether something was taken away.
-pub fn sweep(place: &Place, dm: &Dm) -> Result<bool, AttachError> {
+pub fn sweep(name: &dyn std::fmt::Display, place: &Place, dm: &Dm) -> Result<bool, AttachError> {
     let seen = MappedSeen::look(dm, place.store, place.image, true, &Around::default())?;
     // Its maker had come to the end, all but the marker's.
     let is_done = seen.attached().is_some()
@@ -431,7 +431,7 @@ pub fn sweep(place: &Place, dm: &Dm) -> Result<bool, AttachError> {
         Marker::of(place).done().map_err(at_work(place))?;
         return Ok(false);
     }
-    take_away(&place.image, place, dm, &seen, true)?;
+    take_away(name, place, dm, &seen, true)?;
     Ok(true)
 }
 

@@ -5,6 +5,7 @@
 pub mod mapped;
 
 use super::disk::{DiskError, DiskFiles};
+use super::error::whole;
 use super::mode::Choice;
 use super::place::{Place, RootIdentity, State, boot_id};
 use super::plan::Step;
@@ -115,7 +116,7 @@ fn steps_or_undo<W>(
             let mut left = Vec::new();
             for step in steps[..done].iter().rev() {
                 if let Err(error) = undo(work, step) {
-                    tracing::warn!(%step, %error, "could not be undone");
+                    tracing::warn!(%step, error = whole(&error), "could not be undone");
                     left.push(step.clone());
                 }
             }

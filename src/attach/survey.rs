@@ -4,10 +4,11 @@
 //! markers and at user mode's directories, so that it costs the same with one image attached by the kernel as with a thousand.
 
 use super::below;
+use super::error::whole;
 use super::mapped;
 use super::mode::Mode;
 use super::names::{DeviceId, LoopId};
-use super::place::{self, Listing, Place};
+use super::place::{self, Listing, Place, State};
 use super::seen::{Around, LoopSeen, MappedSeen, Seen, device_mapper};
 use super::{AttachError, check_owner, take_away};
 use crate::ids::{ImageId, ImageName};
@@ -172,10 +173,10 @@ pub fn sweep(store: &Store, own: Option<ImageId>) -> Result<Vec<ImageId>, Attach
         Ok(true) => swept.push(image),
         Ok(false) => {}
         Err(error) if error.is_gone() => {
-            tracing::warn!(%image, %error, "leftovers are taken away");
+            tracing::warn!(%image, error = whole(&error), "leftovers are taken away");
             swept.push(image);
         }
-        Err(error) => tracing::warn!(%image, %error, "leftovers could not be taken away"),
+        Err(error) => tracing::warn!(%image, error = whole(&error), "leftovers could not be taken away"),
     };
     let Listing {
         places,
@@ -199,10 +200,10 @@ pub fn sweep(store: &Store, own: Option<ImageId>) -> Result<Vec<ImageId>, Attach
         if is_new_boot {
             let place = Place::of(store, ImageId([0; 16]));
             if let Err(error) = mapped::release(&"none", &place, &dm, || below::all(&dm, store.id())) {
-                tracing::warn!(%error, "shared devices that nobody uses stay");
+                tracing::warn!(error = whole(&error), "shared devices that nobody uses stay");
             }
             if let Err(error) = note_loops(&place) {
-                tracing::warn!(%error, "loops that images share are not noted: all are asked");
+                tracing::warn!(error = whole(&error), "loops that images share are not noted: all are asked");
             }
         }
     }
@@ -228,17 +229,21 @@ fn note_loops(place: &Place) -> Result<(), AttachError> {
 
 fn sweep_user(store: &Store, image: ImageId) -> Result<bool, AttachError> {
     let place = Place::of(store, image);
-    let lock = try_lock(&place)?;
-    if lock.is_none() || check_owner(store, &place).is_err() {
+    let (Some(_lock), Ok(state)) = (try_lock(&place)?, check_owner(store, &place)) else {
         return Ok(false);
-    }
+    };
     let around = Around::default();
     let seen = Seen::of(&place, around.loops()?, around.mounts()?);
     if seen.attached().is_some() && !place.is_orphan() {
         return Ok(false);
     }
-    take_away(&image, &place, &seen)?;
+    take_away(&known_as(image, state), &place, &seen)?;
     Ok(true)
+}
+
+/// For people; the image's id where nothing remembers its name.
+fn known_as(image: ImageId, state: Option<State>) -> String {
+    state.map_or_else(|| image.to_string(), |state| state.name.to_string())
 }
 
 fn sweep_mapped(store: &Store, dm: &Dm, image: ImageId, marked: bool, own: Option<ImageId>) -> Result<bool, AttachError> {
@@ -250,7 +255,7 @@ fn sweep_mapped(store: &Store, dm: &Dm, image: ImageId, marked: bool, own: Optio
     if lock.is_none() || (marked && !place.is_marked()) || place.has_owner() || rests() || check_owner(store, &place).is_err() {
         return Ok(false);
     }
-    mapped::sweep(&place, dm).inspect_err(|_| {
+    mapped::sweep(&known_as(image, place.read_state()), &place, dm).inspect_err(|_| {
         if let Err(error) = place.note_resisted() {
             tracing::debug!(%image, cause = %error, "the next verb tries again");
         }

@@ -10,6 +10,7 @@ mod exit;
 mod run;
 mod show;
 mod table;
+mod warnings;
 
 pub use exit::{Exit, exit_of_error, exit_of_reply};
 pub use run::main;

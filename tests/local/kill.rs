@@ -318,14 +318,22 @@ fn write_synced(path: &Path, bytes: &[u8]) {
 
 #[test]
 fn what_was_synced_survives_the_server_s_death_and_the_next_verb_cleans_up() {
-    for next in [&["list"][..], &["info", "old"], &["check", "old"], &["commit", "old"]] {
+    for next in [&["list", "--json"][..], &["info", "old"], &["check", "old"], &["commit", "old"]] {
         let rig = prepared("");
         let mnt = rig.make_dir("mnt");
         rig.ok(&["mount", "old", text(&mnt)]);
         let content = noise(3, 2_000_000);
         write_synced(&mnt.join("synced"), &content);
         rig.kill_server();
-        rig.ok(next);
+        let said = rig.ctl(next);
+        assert!(said.code == Some(0) && said.err.is_empty(), "{next:?}: {said:?}");
+        // Once, to whoever comes first, and not among what programs read.
+        assert_eq!(
+            said.warned,
+            ["its server is gone: what was written since the last sync is lost (image old)"]
+        );
+        assert!(!said.out.contains("warning"), "{said:?}");
+        assert_eq!(rig.ctl(next).warned, [""; 0], "{next:?}");
         rig.assert_sound(next[0]);
         rig.ok(&["mount", "old", text(&mnt)]);
         assert!(fs::read(mnt.join("synced")).unwrap() == content, "{next:?}");

@@ -18,15 +18,28 @@ pub struct Said {
     pub code: Option<i32>,
     pub out: String,
     pub err: String,
+    /// What a verb survived: lines of stderr that are no error.
+    pub warned: Vec<String>,
 }
+
+impl Said {
+    fn new(code: Option<i32>, out: String, err: &str) -> Said {
+        let (warned, err): (Vec<&str>, Vec<&str>) = err.split_inclusive('\n').partition(|line| line.starts_with(WARNING));
+        Said {
+            code,
+            out,
+            err: err.concat(),
+            warned: warned.iter().map(|line| line[WARNING.len()..].trim_end().into()).collect(),
+        }
+    }
+}
+
+const WARNING: &str = "blockbt-ctl: warning: ";
 
 impl From<Output> for Said {
     fn from(output: Output) -> Said {
-        Said {
-            code: output.status.code(),
-            out: String::from_utf8(output.stdout).expect("output is UTF-8"),
-            err: String::from_utf8(output.stderr).expect("output is UTF-8"),
-        }
+        let text = |bytes| String::from_utf8(bytes).expect("output is UTF-8");
+        Said::new(output.status.code(), text(output.stdout), &text(output.stderr))
     }
 }
 
@@ -313,11 +326,7 @@ impl HeldImport {
         self.child.stdout.take().unwrap().read_to_string(&mut said.0).unwrap();
         self.child.stderr.take().unwrap().read_to_string(&mut said.1).unwrap();
         let status = self.child.wait().unwrap();
-        Said {
-            code: status.code(),
-            out: said.0,
-            err: said.1,
-        }
+        Said::new(status.code(), said.0, &said.1)
     }
 }
 

@@ -28,6 +28,7 @@ pub fn main(backend: &dyn Backend) -> Exit {
             return if error.use_stderr() { Exit::Usage } else { Exit::Done };
         }
     };
+    super::warnings::show(PROGRAM);
     match run(cli, backend) {
         Ok(exit) => exit,
         Err(error) => {
