@@ -61,33 +61,41 @@ impl Store {
     ///
     /// Errors: [`StoreError::NotAStore`], [`StoreError::Newer`] for a layout that we do not know.
     pub fn open(root: &Path) -> Result<Store, StoreError> {
+        let store = Store::make(root)?;
+        store.recover()?;
+        Ok(store)
+    }
+
+    /// The same where somebody may use images who holds no lock on them: `guard` is asked of every image that is locked, from the first one on.
+    pub fn open_guarded(root: &Path, guard: Guard) -> Result<Store, StoreError> {
+        let mut store = Store::make(root)?;
+        store.guard = Some(guard);
+        store.recover()?;
+        Ok(store)
+    }
+
+    /// The same for who only wants to know where it is: no dead process's work is touched.
+    pub fn make(root: &Path) -> Result<Store, StoreError> {
         let version = root.join("VERSION");
         if !version.try_exists().at("look for", &version)? {
             create(root)?;
         }
         let id = parse_version(&version, &fs::read_bounded(&version, 4096)?)?;
         let root = std::path::absolute(root).at("resolve", root)?;
-        let store = Store { root, id, guard: None };
-        store.recover()?;
-        Ok(store)
+        Ok(Store { root, id, guard: None })
     }
 
-    /// The same for who only wants to look: makes nothing, `None` where [`Store::open`] would.
+    /// As [`Store::make`], and `None` where that would make one.
     pub fn find(root: &Path) -> Result<Option<Store>, StoreError> {
         let version = root.join("VERSION");
         if version.try_exists().at("look for", &version)? {
-            return Store::open(root).map(Some);
+            return Store::make(root).map(Some);
         }
         match fs::list(root) {
             Err(error) if error.is_missing() => Ok(None),
             Ok(entries) if !entries.iter().all(|entry| may_be_in_a_new_store(entry)) => Err(StoreError::NotAStore { path: root.into() }),
             other => other.map(|_| None),
         }
-    }
-
-    /// Has `guard` asked of every image that is locked from now on.
-    pub fn set_guard(&mut self, guard: Guard) {
-        self.guard = Some(guard);
     }
 
     pub fn id(&self) -> StoreId {

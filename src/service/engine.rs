@@ -56,7 +56,7 @@ impl Backend for Stores {
     }
 
     fn make_run_dir(&self, root: &Path) -> Result<PathBuf, ServiceError> {
-        Ok(Store::open(root)?.run_dir())
+        Ok(Store::make(root)?.run_dir())
     }
 
     fn open(&self, settings: &Settings, role: Role) -> Result<Arc<dyn Handler>, ServiceError> {
@@ -78,10 +78,8 @@ impl Backend for Stores {
 impl Engine {
     /// Opens the store; makes one where there is none.
     pub fn open(settings: &Settings, role: Role) -> Result<Engine, ServiceError> {
-        let mut store = Store::open(&settings.root)?;
-        store.set_guard(Guard::new(|store, image| {
-            attach::is_mapped(store, image).map_err(std::io::Error::other)
-        }));
+        let guard = Guard::new(|store, image| attach::is_mapped(store, image).map_err(std::io::Error::other));
+        let store = Store::open_guarded(&settings.root, guard)?;
         let index = match role {
             Role::Daemon => Some(Catalog::open(&store)?),
             Role::Command => None,

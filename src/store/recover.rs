@@ -27,7 +27,18 @@ enum Locked {
 impl Store {
     /// Settles what dead processes left; says whether there was anything. Costs two listings when nobody died.
     pub fn recover(&self) -> Result<bool, StoreError> {
-        self.recover_with(None)
+        let all = self.unfinished()?;
+        for id in &all {
+            if let Err(error) = self.read_entry(id)
+                && self.seems_dead(id)
+            {
+                tracing::warn!(txn = id, cause = %error, "unfinished work that nobody here can settle stays");
+            }
+        }
+        match all.is_empty() {
+            true => Ok(false),
+            false => self.recover_with(None),
+        }
     }
 
     /// The same at the cost of one look, for who has recovered the store before: whoever died since then has left a folder in `tmp/`. With the lock of
@@ -42,7 +53,7 @@ impl Store {
     }
 
     fn recover_with(&self, lock: Option<&ImageLock>) -> Result<bool, StoreError> {
-        if !self.unfinished()?.iter().any(|id| self.seems_dead(id)) {
+        if !self.has_dead()? {
             return Ok(false);
         }
         let dead = match self.exclude(PATIENCE) {
@@ -58,6 +69,12 @@ impl Store {
             }
         }
         Ok(!dead.is_empty())
+    }
+
+    /// Whether there may be something to settle. What we cannot read, as a newer version's, is nothing to wait for.
+    pub(super) fn has_dead(&self) -> Result<bool, StoreError> {
+        let all = self.unfinished()?;
+        Ok(all.iter().any(|id| self.seems_dead(id) && self.read_entry(id).is_ok()))
     }
 
     /// Transactions that have a folder or an entry, but those of this process.
@@ -101,13 +118,15 @@ impl Store {
 
     fn adopt(&self, id: &str) -> Result<Option<Moment>, StoreError> {
         let dir = self.txn_dir(id);
+        // What cannot be read cannot be settled: a folder of it would be there for ever, and looked at before each verb.
+        let Ok(intent) = self.read_entry(id) else { return Ok(None) };
         match std::fs::symlink_metadata(&dir) {
             Ok(meta) if !meta.is_dir() => {
                 fs::unlink_if_there(&dir)?;
                 return Ok(None);
             }
             // Who died between the two last steps has left it empty, and there may be no room for an owner.
-            Ok(_) if self.read_entry(id).is_ok_and(|intent| intent.is_none()) && std::fs::remove_dir(&dir).is_ok() => return Ok(None),
+            Ok(_) if intent.is_none() && std::fs::remove_dir(&dir).is_ok() => return Ok(None),
             Ok(_) => {}
             Err(_) => fs::make_dir(&dir)?,
         }

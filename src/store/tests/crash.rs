@@ -344,12 +344,13 @@ fn dead_work_on_an_image_in_use_waits() {
 fn dead_work_on_an_attached_image_waits_for_its_end() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("s");
-    let mut store = prepare(&root);
+    prepare(&root);
     let is_attached = Arc::new(AtomicBool::new(true));
     let asked = is_attached.clone();
-    store.set_guard(Guard::new(move |_, _| Ok(asked.load(Ordering::Relaxed))));
     die_at(&root, "commit.recorded");
-    store.recover().unwrap();
+    // Who only looks where the store is has nobody to ask.
+    assert!(Store::find(&root).unwrap().is_some() && Store::make(&root).is_ok());
+    let store = Store::open_guarded(&root, Guard::new(move |_, _| Ok(asked.load(Ordering::Relaxed)))).unwrap();
     assert!(matches!(store.lock_image(&name("a")), Err(StoreError::InUse { .. })));
     assert_eq!(
         read(store.head_path(&name("a"))).unwrap(),
@@ -412,6 +413,26 @@ fn what_is_no_transaction_harms_nobody() {
     let left = BTreeSet::from_iter(fs::list(&store.tmp_dir()).unwrap());
     let strange = ["0123456789abcde0", "0123456789abcde2"].map(std::ffi::OsString::from);
     assert_eq!(left, BTreeSet::from_iter(strange.into_iter().chain([mine.id().into()])));
+}
+
+#[test]
+fn a_newer_version_s_work_stays_and_costs_a_verb_nothing() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1]);
+    let id = "0123456789abcdef";
+    write(store.entry_path(id), b"{\"version\":9}").unwrap();
+    Store::open(store.root()).unwrap();
+    assert!(
+        store.entry_path(id).exists() && fs::list(&store.tmp_dir()).unwrap().is_empty(),
+        "no folder that each verb would look into"
+    );
+    fs::make_dir(&store.txn_dir(id)).unwrap();
+    write(store.txn_dir(id).join("draft"), b"x").unwrap();
+    assert!(!store.has_dead().unwrap(), "nothing to be alone in the store for");
+    die_at(store.root(), "clone.journal");
+    assert!(store.recover_again(None).unwrap());
+    assert_eq!(fs::list(&store.tmp_dir()).unwrap(), [id]);
+    assert_eq!(fs::list(&store.txn_dir(id)).unwrap(), ["draft"]);
 }
 
 #[test]
