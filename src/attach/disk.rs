@@ -102,6 +102,7 @@ impl DiskFiles {
             return Ok(Arc::new(Disk::with_head(chain, head, *smallest_size).into_read_only()));
         }
         let head = Head::open_within(file, self.virtual_size, *bounds).map_err(failed)?;
+        head.give_back(self.virtual_size, *bounds).map_err(failed)?;
         Ok(Arc::new(Disk::with_head(chain, head, *smallest_size)))
     }
 

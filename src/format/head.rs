@@ -156,6 +156,19 @@ impl<F: WriteAt> Head<F> {
         Ok(bounds.reserve)
     }
 
+    /// Gives back what a reserved head has behind the space that it was promised: it had larger bounds, and the record has smaller ones by now.
+    pub fn give_back(&self, disk: Bytes, bounds: HeadBounds) -> Result<(), HeadError> {
+        if !bounds.reserve {
+            return Ok(());
+        }
+        let len = self.full_len(disk, bounds.limit_bytes)?;
+        let cut = || match self.io.size()? > len {
+            true => self.io.set_len(len).and_then(|()| self.io.sync()),
+            false => Ok(()),
+        };
+        cut().map_err(|source| HeadError::Io { work: "cutting", source })
+    }
+
     /// The length that the file of this head has when it is given to the kernel: it is full at its limit, or never.
     ///
     /// File chunks that nobody names, which an unclean stop leaves, and exceptions behind the end of the disk are room that the disk cannot have.

@@ -8,7 +8,7 @@ use super::engine::Engine;
 use super::mount::failed;
 use super::{ErrorKind, Resize, ServiceError};
 use crate::attach;
-use crate::blockio::{FileIo, WriteAt};
+use crate::blockio::FileIo;
 use crate::format::head::{Head, HeadBounds, LimitError, check_limit, usable_len};
 use crate::ids::ImageName;
 use crate::store::{HistoryEntry, ImageRecord, StoreError, stop};
@@ -139,14 +139,8 @@ impl Engine {
             return Ok(());
         };
         let give = || -> Result<(), ServiceError> {
-            let bounds = head.bounds();
-            let opened = self.open_within(record, record.virtual_size, bounds)?;
-            if bounds.reserve {
-                let len = opened.full_len(record.virtual_size, bounds.limit_bytes)?;
-                let cut = opened.io().set_len(len).and_then(|()| opened.io().sync());
-                cut.map_err(|error| failed("cut", &self.store.head_path(&record.name), &error))?;
-            }
-            Ok(())
+            let (size, bounds) = (record.virtual_size, head.bounds());
+            Ok(self.open_within(record, size, bounds)?.give_back(size, bounds)?)
         };
         give().map_err(|error| {
             let then = "what its head has too much is given back when it is next attached";

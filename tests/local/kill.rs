@@ -170,6 +170,11 @@ fn assert_settled(rig: &Rig, point: &str, before: &[u8]) {
                 "{point}"
             );
             assert!(head()["stored_bytes"].as_u64().unwrap() >= limit, "{point}: {}", head());
+            // What is over goes with the next attach, in whichever mode.
+            rig.ok(&["attach", "old", "--mode", "user"]);
+            let stored = head()["stored_bytes"].as_u64().unwrap();
+            assert!((limit..limit + (1 << 20)).contains(&stored), "{point}: {stored}");
+            rig.ok(&["detach", "old"]);
             rig.ok(&again);
             rig.ok(&["resize", "old", "--no-reserve", "--limit", "none"]);
             assert!(head()["stored_bytes"].as_u64().unwrap() < 8 << 20, "{point}: {}", head());
