@@ -162,11 +162,10 @@ impl Tools<'_> {
             fetched: 0,
         };
         let haves = self.engine.haves(&torrent);
-        haves
-            .iter()
-            .enumerate()
-            .filter(|(_, have)| **have)
-            .for_each(|(piece, _)| run.note(piece as u32));
+        haves.iter().enumerate().filter(|(_, have)| **have).for_each(|(piece, _)| {
+            part.keep(piece as u32);
+            run.note(piece as u32);
+        });
         let parked = if run.missing > 0 { self.engine.park(&torrent).await } else { None };
         run.until_complete(pieces, parked).await?;
         run.until_believed().await?;

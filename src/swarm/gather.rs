@@ -1,9 +1,9 @@
 //! Gathers what arrives of a piece, so that the file sees one write for each piece, and the engine's check of it no read.
 //!
 //! Refuses to know hashes and files. Invariant: it holds at most [`MOST`] bytes, and what finds no room is left to the caller; bytes
-//! that it holds are newer than the file's.
+//! that it holds are newer than the file's; a piece that was said to be right takes no more.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -19,6 +19,9 @@ pub struct Gather {
 #[derive(Default)]
 struct Held {
     pieces: HashMap<u64, Piece>,
+    /// While the engine checks a piece that its stream asks for first, it may ask another peer for it as well, and pass on what that one sends
+    /// when it is right already.
+    right: HashSet<u64>,
     /// Its pages are mapped already: fresh ones would cost a fault each.
     spare: Option<Vec<u8>>,
     bytes: u64,
@@ -39,6 +42,8 @@ pub enum Put {
     Whole(u64, Arc<Vec<u8>>),
     /// There is no room: write them.
     NoRoom,
+    /// Nothing: their piece is right without them.
+    Late,
 }
 
 impl Gather {
@@ -71,6 +76,9 @@ impl Gather {
         let range = self.range_of(index);
         let size = (range.end - range.start) as usize;
         let mut held = self.held();
+        if held.right.contains(&index) {
+            return Put::Late;
+        }
         // What was whole and is written once more was found bad.
         if held.pieces.get(&index).is_some_and(|piece| piece.is_whole()) {
             held.forget(index);
@@ -131,9 +139,11 @@ impl Gather {
         parts
     }
 
-    /// The piece is right, and in the file.
+    /// The piece is right, and in the file, for good. The caller sees to it that nobody is between a [`Gather::put`] and its write.
     pub fn done(&self, piece: u64) {
-        self.held().forget(piece);
+        let mut held = self.held();
+        held.right.insert(piece);
+        held.forget(piece);
     }
 }
 
@@ -195,6 +205,7 @@ mod tests {
         assert!(gather.spill(0..20).is_empty(), "the caller has written it");
         gather.done(0);
         assert!(!gather.read(3, &mut buf));
+        assert_eq!(gather.put(0, b"evil"), Put::Late);
         assert_eq!(gather.put(16, b"last"), Put::Whole(16, Arc::new(b"last".to_vec())));
     }
 
@@ -235,6 +246,7 @@ mod tests {
                     match gather.put(at, &bytes) {
                         Put::Held => {}
                         Put::Whole(at, piece) => file[at as usize..][..piece.len()].copy_from_slice(&piece),
+                        Put::Late => unreachable!("no piece was said to be right"),
                         Put::NoRoom => file[part.start as usize..part.end as usize].copy_from_slice(&bytes),
                     }
                     at = part.end;

@@ -194,6 +194,12 @@ impl PartFile {
         self.failed.lock().expect("no thread panics while it holds this lock").take()
     }
 
+    /// The piece is right: nothing that is written to it from now on changes it. Who is writing has begun before.
+    pub fn keep(&self, index: u32) {
+        let _nobody_writes = self.file.write().expect("no thread panics while it holds this lock");
+        self.gather.done(u64::from(index));
+    }
+
     fn try_write(&self, at: u64, data: &[u8]) -> io::Result<()> {
         let writable = self.file.read().expect("no thread panics while it holds this lock");
         if !writable.open {
@@ -206,7 +212,7 @@ impl PartFile {
             let part = self.gather.first(at..end);
             let (bytes, more) = rest.split_at((part.end - part.start) as usize);
             match self.gather.put(at, bytes) {
-                Put::Held => {}
+                Put::Held | Put::Late => {}
                 Put::Whole(start, piece) => writable.file.write_all_at(&piece, start)?,
                 Put::NoRoom => writable.file.write_all_at(bytes, at)?,
             }
@@ -310,7 +316,7 @@ impl Backing for PartFile {
     }
 
     fn piece(&self, index: u32) {
-        self.gather.done(u64::from(index));
+        self.keep(index);
         // The other end is gone once nobody waits for the object any more.
         let _ = self.pieces.send(index);
     }

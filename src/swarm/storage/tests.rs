@@ -96,6 +96,26 @@ fn a_sealed_part_is_read_only_for_good() {
 }
 
 #[test]
+fn a_piece_that_is_right_stays_as_it_is_whatever_comes_late() {
+    let dir = tempfile::tempdir().unwrap();
+    let (part, _pieces) = part(dir.path(), 1 << 19);
+    let part = part.unwrap();
+    let (good, evil) = (vec![7; 1 << 18], vec![9; 1 << 18]);
+    part.write(0, &good).unwrap();
+    part.piece(0);
+    part.write(1 << 14, &evil[..1 << 14]).unwrap();
+    let mut buf = vec![0; 1 << 18];
+    part.read(0, &mut buf).unwrap();
+    assert!(buf == good, "part of it");
+    part.write(0, &evil).unwrap();
+    part.write(1 << 18, &good).unwrap();
+    part.piece(1);
+    part.write(3 << 17, &evil[..100]).unwrap();
+    part.seal().unwrap();
+    assert!(std::fs::read(part.path()).unwrap() == [good.clone(), good].concat(), "all of it");
+}
+
+#[test]
 fn sealing_notices_a_file_that_took_its_name() {
     let dir = tempfile::tempdir().unwrap();
     let (part, _pieces) = part(dir.path(), 4);
