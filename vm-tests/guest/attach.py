@@ -91,17 +91,22 @@ def clones_share(files):
         ctl("rm", name)
 
 
-def one_delta_in_two_ways_at_once():
-    """A base with more runs than a flat table takes as targets: `flat` and `stack` then share its zero device."""
-    every = range(0, 132 << 20, 8192)
+def make_comb():
+    """A base with more runs than a flat table takes as targets. Returns what is on its disk."""
     ctl("create", "comb", "--fs", "none", "--size", "132M")
     (attached,) = ctl("attach", "comb", "--mode", "flat")
     with open(attached["device"], "r+b", buffering=0) as disk:
-        for at in every:
+        for at in range(0, 132 << 20, 8192):
             os.pwrite(disk.fileno(), at.to_bytes(8) * 512, at)
     want = digest(attached["device"])
     ctl("detach", "comb")
     ctl("commit", "comb", "--chunk-size", "4K")
+    return want
+
+
+def one_delta_in_two_ways_at_once():
+    """Of a comb; `flat` and `stack` then share its zero device."""
+    want = make_comb()
     made = {"flat": "comb", "stack": "other-comb"}
     ctl("clone", *made.values())
     for first, second in (("flat", "stack"), ("stack", "flat")):
@@ -330,14 +335,19 @@ COMES_BY = {
     "user": ("attach.place attach.state attach.head attach.server attach.loop attach.mount "
              "detach.unmount detach.flush detach.loop detach.fuse detach.server detach.place"),
 }
-# They take a grown chain, or one with thousands of runs: `vm-tests/run parity` makes those devices.
-NOT_HERE = {f"{verb}.{word}" for verb in ("attach", "detach") for word in ("pad", "cow", "short")} | {"attach.loop-meta"}
+# And for one that has grown, and has thousands of runs: without a mount, as all that is new is below the image.
+COMES_BY_GROWN = {
+    "flat": ("attach.loop-delta attach.loop-meta attach.zero attach.cow attach.short attach.lower attach.origin "
+             "detach.image detach.lower detach.short detach.cow detach.zero detach.loop"),
+    "stack": "attach.zero attach.pad attach.level attach.origin detach.image detach.pad detach.level detach.zero detach.loop",
+}
 
 
 def a_dead_verb_is_cleaned_up_after_at_every_step():
     with open(guest.PARAMETERS["stops"]) as file:
         points = set(re.findall(r'^    "((?:attach|detach)\.[a-z-]+)",$', file.read(), re.M))
-    assert points == NOT_HERE.union(*(words.split() for words in COMES_BY.values())), points
+    comes_by = [words.split() for words in (*COMES_BY.values(), *COMES_BY_GROWN.values())]
+    assert points == set().union(*comes_by), points
     for mode, words in COMES_BY.items():
         for point in words.split():
             # Only an image without a head gets one.
@@ -354,6 +364,33 @@ def a_dead_verb_is_cleaned_up_after_at_every_step():
                 # It had come to the end of the mount, or had not begun to unmount; user mode keeps what was made for a mount.
                 assert found["dir"] == MNT or mode == "user", (point, found)
                 ctl("umount", "victim")
+            assert_nothing()
+            ctl("rm", "victim")
+
+
+def a_dead_verb_leaves_a_grown_chain_of_many_runs_to_its_siblings():
+    make_comb()
+    ctl("resize", "comb", "140M")
+    (attached,) = ctl("attach", "comb")
+    with open(attached["device"], "r+b", buffering=0) as disk:
+        os.pwrite(disk.fileno(), RANDOM.randbytes(8192), 139 << 20)
+    want = digest(attached["device"])
+    ctl("detach", "comb")
+    ctl("commit", "comb")
+    ctl("clone", "comb", "sibling")
+    for mode, words in COMES_BY_GROWN.items():
+        for point in words.split():
+            ctl("clone", "comb", "victim")
+            if point.startswith("detach."):
+                ctl("attach", "victim", "--mode", mode)
+            verb = ["detach", "victim"] if point.startswith("detach.") else ["attach", "victim", "--mode", mode]
+            code, _, _ = attempt(STORE, *verb, BLOCKBT_STOP_AT=point)
+            assert code == -signal.SIGKILL, f"{mode}: {point} was not reached"
+            # The next verb is on another image, which is to stand on what is left, or would.
+            (attached,) = ctl("attach", "sibling", "--read-only", "--mode", mode)
+            assert digest(attached["device"]) == want, f"{mode}: {point}"
+            assert info("victim")["attached"] is None, f"{mode}: {point}"
+            ctl("detach", "sibling")
             assert_nothing()
             ctl("rm", "victim")
 
@@ -396,6 +433,8 @@ elif PART == "owners":
     what_resisted_rests_but_for_its_own_verbs()
     device_mapper_out_of_reach(FILES)
     a_server_that_says_it_is_done_has_nothing_open()
+elif PART == "killed-grown":
+    a_dead_verb_leaves_a_grown_chain_of_many_runs_to_its_siblings()
 else:
     who_asks_for_an_owner_is_none()
     a_dead_verb_is_cleaned_up_after_at_every_step()

@@ -34,6 +34,12 @@ def killed(window):
     return run(window, "killed")
 
 
+@test("attach-killed-grown", seconds=90)
+def killed_grown(window):
+    """one that dies at whichever step of a chain that has grown, and has thousands of runs, leaves nothing to its siblings but what they can stand on"""
+    return run(window, "killed-grown")
+
+
 @test("attach-short", seconds=60, uml=False, stock=True)
 def short(window):
     """every mode shows the same, a head moves between them, and nothing is left"""
