@@ -33,9 +33,9 @@ vm-test: build ## Boot user-mode Linux and compare its kernel's view of our delt
 	@packaging/setup-debian.sh build test
 	@$(ROOT) env $(VM_SIZES) vm-tests/run $(TESTS)
 
-vm-test-long: build ## A thousand power cuts, a hundred kills of the machine, and as much of the other random tests (hours)
+vm-test-long: build ## A thousand power cuts, a hundred kills of the machine, 200 clones at once, and as much of the other random tests (hours)
 	@packaging/setup-debian.sh build test
-	@$(ROOT) env $(VM_SIZES) CUTS=$(or $(CUTS),1000) KILLS=$(or $(KILLS),100) MINUTES=$(or $(MINUTES),20) vm-tests/run power-cut power-kill verify
+	@$(ROOT) env $(VM_SIZES) CUTS=$(or $(CUTS),1000) KILLS=$(or $(KILLS),100) MINUTES=$(or $(MINUTES),20) CROWD=$(or $(CROWD),200) vm-tests/run power-cut power-kill verify fault-crowd
 
 vm-test-qemu: build ## The same on Debian's own kernel under emulation, for a short list, with fs-verity enforced
 	@packaging/setup-debian.sh build test qemu
