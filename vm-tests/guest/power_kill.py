@@ -23,7 +23,8 @@ if os.path.exists(KNOWN):
     with open(KNOWN, "rb") as file:
         known = pickle.load(file)
     with open(MARKS) as file:
-        known.read(file.read().splitlines())
+        # The last one may be half a line, of which nobody was told that it is there.
+        known.read(file.read().rpartition("\n")[0].splitlines())
     checked = Survivors(STORE, known, rng.choice(guest.PARAMETERS["shown"]), rng).check()
     with open("/run/window/repaired", "a") as file:
         file.write("." * checked.repaired)
