@@ -19,7 +19,7 @@ class Steady:
         ctl("clone", "base", "steady")
         self.files, self.error, self.stop = Files("steady"), None, threading.Event()
         self.files.mount("--mode", "flat")
-        self.thread = threading.Thread(target=self.work)
+        self.thread = threading.Thread(target=self.work, daemon=True)
         self.thread.start()
 
     def work(self):
