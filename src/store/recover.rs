@@ -79,11 +79,8 @@ impl Store {
 
     /// Transactions that have a folder or an entry, but those of this process.
     fn unfinished(&self) -> Result<BTreeSet<String>, StoreError> {
-        let text = |name: std::ffi::OsString| name.into_string().ok();
-        let folders = fs::list(&self.tmp_dir())?.into_iter().filter_map(text);
-        let entries = fs::list(&self.journal_dir())?.into_iter().filter_map(text);
-        let entries = entries.filter_map(|name| name.strip_suffix(".json").filter(|id| is_id(id)).map(String::from));
-        let all: BTreeSet<String> = folders.chain(entries).collect();
+        let folders = fs::list(&self.tmp_dir())?.into_iter().filter_map(|name| name.into_string().ok());
+        let all: BTreeSet<String> = folders.chain(self.journal_ids()?).collect();
         Ok(&all - &Live::all())
     }
 
@@ -226,9 +223,4 @@ impl Store {
             other => other.map(Locked::Now),
         }
     }
-}
-
-/// Whether a transaction can be called so: what else lies in `journal/` is nothing of ours, and no name of a folder.
-fn is_id(name: &str) -> bool {
-    name.len() == 16 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

@@ -269,11 +269,18 @@ pub(super) fn read_entry_at(path: &Path) -> Result<Option<Intent>, StoreError> {
 }
 
 impl Store {
+    /// The transactions that have an entry in `journal/`. What else lies there is nothing of ours.
+    pub(super) fn journal_ids(&self) -> Result<Vec<String>, StoreError> {
+        let is_id = |name: &&str| name.len() == 16 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let names = fs::list(&self.journal_dir())?;
+        let ids = names.iter().filter_map(|name| name.to_str()?.strip_suffix(".json").filter(is_id));
+        Ok(ids.map(String::from).collect())
+    }
+
     /// All intents in the journal, of the living and the dead.
     pub(super) fn journal_intents(&self) -> Result<Vec<Intent>, StoreError> {
-        let names = fs::list(&self.journal_dir())?;
-        let ids = names.iter().filter_map(|name| name.to_str()?.strip_suffix(".json"));
-        Ok(ids.filter_map(|id| self.read_entry(id).ok().flatten()).collect())
+        let ids = self.journal_ids()?;
+        Ok(ids.iter().filter_map(|id| self.read_entry(id).ok().flatten()).collect())
     }
 }
 

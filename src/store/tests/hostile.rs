@@ -154,6 +154,18 @@ fn a_hostile_journal_stops_no_start_and_is_kept() {
 }
 
 #[test]
+fn what_only_looks_like_an_entry_excuses_nothing() {
+    let (_dir, store) = empty_store();
+    image(&store, "a", &[1, 2]);
+    std::fs::remove_file(store.delta_path(&name("a"), 0)).unwrap();
+    let entry = "{\"version\":1,\"pid\":1,\"intent\":{\"verb\":\"flatten\",\"name\":\"a\"}}";
+    write(store.journal_dir().join("0123456789abcdef.json.json"), entry).unwrap();
+    assert!(matches!(&store.problems().unwrap()[..], [Problem::LinkMissing { .. }]));
+    write(store.journal_dir().join("0123456789abcdef.json"), entry).unwrap();
+    assert!(store.problems().unwrap().is_empty(), "a flatten that died may be half way");
+}
+
+#[test]
 fn problems_are_found_one_by_one() {
     let (_dir, store) = empty_store();
     image(&store, "a", &[1, 2, 3]);
