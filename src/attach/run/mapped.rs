@@ -22,6 +22,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 /// What somebody else stands on by now is not waited for.
@@ -291,15 +292,35 @@ pub fn free_together(steps: &[Step], place: &Place, dm: &Dm) -> Vec<(Step, StepE
         true => (steps.len() / LOOPS_A_THREAD).min(THREADS),
         false => 1,
     };
+    by_many(threads, Builder::new, &all);
+    failed.into_inner().expect("nothing panics with it")
+}
+
+/// Does `work` by so many threads, or as many as can be had: with fewer it only takes longer.
+fn by_many(threads: usize, thread: impl Fn() -> Builder, work: &(impl Fn() + Sync)) {
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            // With fewer it only takes longer.
-            if let Err(error) = std::thread::Builder::new().spawn_scoped(scope, all) {
+            if let Err(error) = thread().spawn_scoped(scope, work) {
                 tracing::debug!(cause = %error, "no more threads");
                 break;
             }
         }
-        all();
+        work();
     });
-    failed.into_inner().expect("nothing panics with it")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_is_done_by_one_thread_where_no_other_can_be_had() {
+        for stack in [1 << 60, 1 << 20] {
+            let next = AtomicUsize::new(0);
+            by_many(THREADS, || Builder::new().stack_size(stack), &|| {
+                while next.fetch_add(1, Ordering::Relaxed) < 1000 {}
+            });
+            assert!(next.into_inner() >= 1000);
+        }
+    }
 }
