@@ -5,6 +5,7 @@ use super::rig::{Rig, noise, run, text};
 use blockbt::store::stop::STOP_POINTS;
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -261,6 +262,21 @@ fn a_killed_resize_leaves_the_old_size_or_the_new_one() {
 #[test]
 fn a_killed_change_of_bounds_leaves_the_old_ones_or_the_new_and_the_space_they_promise() {
     kill_at_all_points_of("bounds");
+}
+
+#[test]
+fn a_grown_head_is_cut_before_anybody_else_can_have_the_image() {
+    let rig = Rig::new();
+    rig.ok(&["create", "old", "--size", "64M", "--fs", "none", "--limit", "24M", "--reserve"]);
+    // Behind this point the transaction ends, and with it the image's lock.
+    let mut resize = rig.command(&["resize", "old", "80M", "--limit", "12M"]);
+    let died = resize.env("BLOCKBT_STOP_AT", "grow.done").output().unwrap();
+    assert_eq!(died.status.signal(), Some(9), "{died:?}");
+    let images = fs::read_dir(rig.root().join("images")).unwrap();
+    let head = images.last().unwrap().unwrap().path().join("head.delta");
+    assert_eq!(fs::metadata(head).unwrap().len(), 12 << 20);
+    assert_eq!(rig.names(), ["old"]);
+    rig.assert_sound("grow.done");
 }
 
 #[test]
