@@ -5,6 +5,7 @@ What was synced before is there afterwards, nothing wrong is ever read without a
 
 import os
 
+import dm
 import faults
 import guest
 from faults import CHANCE, Beneath, Files, begin, consistent, ctl, drop_caches, end, fail, holes, nothing_left, run, said, table, unharmed, whole_again
@@ -143,4 +144,69 @@ def loops():
     said(f"{len(images)} images")
 
 
-faults.parts({"flakey": flakey, "dust": dust, "shared": shared, "loops": loops})
+def flush():
+    """The host's disk fails with the last flush alone. The head is in the host's memory, and what is written over again needs no metadata, so that the
+    snapshot notices nothing: who detaches is the only one who can tell."""
+    guest.modprobe("dm-flakey")
+    with open("/mnt/host.img", "wb") as file:
+        file.truncate(256 << 20)
+    # Larger sectors than our loops have: none over a file there can do direct I/O.
+    disk = run("losetup", "--find", "--show", "--sector-size", "4096", "/mnt/host.img")
+    sectors = dm.sectors(disk)
+    node = dm.create("host", f"0 {sectors} linear {disk} 0\n", False)
+    run("mkfs.ext4", "-q", "-m", "0", node)
+    os.makedirs(faults.HOST)
+    run("mount", node, faults.HOST)
+    faults.make_base()
+    ctl("clone", "base", "victim")
+    (attached,) = ctl("attach", "victim", "--mode", "flat")
+    (head,) = [device for name, device in faults.loops().items() if name == faults.name_of("head", "victim")]
+    with open(f"/sys/block/{os.path.basename(head)}/loop/dio") as file:
+        assert file.read().strip() == "0", "the head is not cached"
+    for synced in (True, False):
+        with open(attached["device"], "r+b", buffering=0) as file:
+            file.write(CHANCE.randbytes(1 << 18))
+            if synced:
+                os.fsync(file.fileno())
+    fail("host", f"0 {sectors} flakey {disk} 0 0 3600 1 error_writes\n")
+    status = run("dmsetup", "status", faults.name_of("image", "victim"))
+    assert "/" in status.split()[3], status
+    code, _, complaint = faults.attempt("detach", "victim")
+    fail("host", f"0 {sectors} linear {disk} 0\n")
+    assert code == 1 and "not all that was written" in complaint and f"flush {head}" in complaint, f"{code} {complaint}"
+    nothing_left()
+    said("a failed flush is told")
+
+
+def release():
+    """An attach that fails takes away what its image stood on, though it was there before: who had left it may leave it to us."""
+    faults.make_host(300 << 20)
+    faults.make_base()
+    for image in ("one", "two"):
+        ctl("clone", "base", image)
+    (attached,) = ctl("attach", "two", "--mode", "flat")
+    with open(attached["device"], "r+b") as file:
+        file.write(bytes(1 << 16))
+    ctl("detach", "two")
+    ctl("attach", "one", "--mode", "flat")
+    code, _, complaint = faults.attempt("detach", "one", BLOCKBT_STOP_AT="detach.origin")
+    assert code == -9, f"{code} {complaint}"
+    assert any("-lower-" in name for name in faults.devices()), faults.devices()
+    # As if somebody had tried a moment ago: verbs on other images leave it alone for a minute.
+    with open(f"/run/blockbt/{faults.identity()}/doing-{faults.name_of('image', 'one').split('-')[-1]}", "a") as file:
+        file.write("resisted\n")
+    os.makedirs("/mnt/two")
+    code, _, complaint = faults.attempt("mount", "two", "/mnt/two", "--mode", "flat")
+    assert code == 1 and "mount at /mnt/two" in complaint, f"{code} {complaint}"
+    # The loop of one's head is left to verbs on that.
+    left = faults.devices() + sorted(faults.loops())
+    assert left == [faults.name_of("head", "one")], left
+    files = Files("one")
+    files.mount("--mode", "flat")
+    faults.base_is_whole(files.dir)
+    files.umount()
+    nothing_left()
+    said("nothing stays")
+
+
+faults.parts({"flakey": flakey, "flush": flush, "release": release, "dust": dust, "shared": shared, "loops": loops})

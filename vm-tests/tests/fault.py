@@ -23,6 +23,8 @@ def fault(name, script, seconds, claim, memory="1G", **parameters):
 
 
 fault("flakey", "disk", 40, "a head whose disk refuses writes, loses them or goes away keeps what was synced before, and its siblings notice nothing")
+fault("flush", "disk", 15, "a flush that fails while the snapshot takes writes is told by the detach, which is done all the same")
+fault("release", "disk", 15, "an attach that fails leaves nothing of what its image stood on, also where a dead verb had made it")
 fault("dust", "disk", 30, "a head with blocks that cannot be read gives errors and never wrong bytes, and all of it when they can be read again")
 fault("origin", "repair", 30, "an image whose origin has holes loses its snapshot and none of its data: check --repair brings it back")
 fault("shared", "disk", 30, "holes in the device that all clones of a chain share are read errors for as long as they last, and lose nothing")
