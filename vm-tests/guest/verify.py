@@ -2,12 +2,14 @@
 
 Parameters: seed, modes, rounds, operations, file_systems."""
 
+import glob
 import os
 import random
 
 import dm
 import guest
 from fsx import Differs, Fsx
+from images import loop_name
 
 PARAMETERS = guest.PARAMETERS
 STORE, TOP = "/mnt/disk/store", "/mnt/image"
@@ -25,6 +27,30 @@ def fio(seed, *words):
 def mount(image, mode):
     (mounted,) = guest.ctl(STORE, "mount", image, TOP, *(["--mode", mode] if mode else []))
     return mounted
+
+
+def devices_are_as_said():
+    """Deltas read-only and cached once for all, heads past the host's cache; nothing but an image is writable, and every sector has 512 bytes."""
+    kinds, found = {"delta": ("1", "0"), "meta": ("1", "0"), "head": ("0", "1"), "user": ("0", "1")}, set()
+    for loop in (path.split("/")[3] for path in glob.glob("/sys/block/loop*/loop/backing_file")):
+        name = loop_name(f"/dev/{loop}")
+        if name.startswith("blockbt-"):
+            kind, made = name.split("-")[2], (value(f"{loop}/ro"), value(f"{loop}/loop/dio"))
+            assert made == kinds[kind], (name, made)
+            found.add((loop, kind))
+    for path in glob.glob("/sys/block/dm-*/dm/name"):
+        device, kind = path.split("/")[3], value(path[len("/sys/block/"):]).split("-")[2]
+        assert value(f"{device}/ro") == ("0" if kind == "image" else "1"), kind
+        found.add((device, kind))
+    there = {kind for _, kind in found}
+    assert "user" in there or {"delta", "head", "image", "origin"} <= there, there
+    for device, kind in found:
+        assert value(f"{device}/queue/logical_block_size") == "512", kind
+
+
+def value(attribute):
+    with open(f"/sys/block/{attribute}") as file:
+        return file.read().strip()
 
 
 def check_file_system(fs, device):
@@ -57,6 +83,7 @@ def rounds(fs, rng):
     for number in range(PARAMETERS["rounds"]):
         mode = modes[number % len(modes)]
         mount(image, mode)
+        devices_are_as_said()
         if number:
             # As another mode, and a commit, left it.
             fsx.whole(TOP)
