@@ -42,10 +42,10 @@ use crate::ids::{ImageId, ImageName};
 use crate::kernel::dm::{Dm, Support};
 use crate::store::{HeadBounds, ImageLock, ImageRecord, Store, StoreError};
 use mode::Choice;
-use place::{Place, RootIdentity, RunLock, State};
+use place::{Held, Place, RootIdentity, RunLock, State};
 use run::Target;
 use seen::{Around, MappedSeen, Seen, device_mapper};
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -76,7 +76,7 @@ pub struct Attached {
     /// What `image.json` says since a head was made for this.
     pub new_head: Option<ImageRecord>,
     /// Of a temporary one.
-    _owner: Option<File>,
+    _owner: Option<Held>,
 }
 
 /// What was attached before it was taken away.

@@ -139,7 +139,10 @@ impl Place {
             rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
             file.write_all(TEMPORARY)?;
         }
-        Ok(Marker { path, file: Some(file) })
+        Ok(Marker {
+            path,
+            lock: Some(Held(file)),
+        })
     }
 
     /// Whether a verb is at work on the image, or died while it was.
@@ -184,7 +187,7 @@ impl Place {
     }
 
     /// Waits until no other verb makes or removes devices that images share. Errors: `ResourceBusy` after a minute of that.
-    pub fn lock_devices(&self) -> io::Result<DevicesLock> {
+    pub fn lock_devices(&self) -> io::Result<Held> {
         let path = self.run_dir.join("devices.lock");
         let file = in_dir(&self.run_dir, || open_lock(&path))?;
         let (mut until, mut pause) = (None, Duration::from_millis(1));
@@ -196,7 +199,7 @@ impl Place {
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(16));
         }
-        Ok(DevicesLock { file })
+        Ok(Held(file))
     }
 
     /// The name that the loop device of user mode bears.
@@ -249,18 +252,18 @@ impl Place {
         }
         // Its last owner may have removed it: then the lock is nobody's.
         Ok((file.metadata()?.nlink() > 0).then(|| RunLock {
-            file,
+            _lock: Held(file),
             path,
             place: self.dir(),
         }))
     }
 
     /// Says that this process is the only one that wants the image attached.
-    pub fn own(&self) -> io::Result<File> {
+    pub fn own(&self) -> io::Result<Held> {
         let file = open_lock(&self.dir().join(OWNER_FILE))?;
         // Who asks whether there is an owner takes the lock for a moment, and nobody else does.
         rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
-        Ok(file)
+        Ok(Held(file))
     }
 
     /// Whether the one who wanted it attached is dead, so that nobody will ever take it away.
@@ -322,7 +325,7 @@ fn in_dir<T>(dir: &Path, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
 #[derive(Debug)]
 pub struct Marker {
     path: PathBuf,
-    file: Option<File>,
+    lock: Option<Held>,
 }
 
 impl Marker {
@@ -330,7 +333,7 @@ impl Marker {
     pub fn of(place: &Place) -> Marker {
         Marker {
             path: place.marker(),
-            file: None,
+            lock: None,
         }
     }
 
@@ -339,39 +342,34 @@ impl Marker {
     }
 
     /// Whoever has it is the owner of a temporary device.
-    pub fn into_owner(self) -> Option<File> {
-        self.file
+    pub fn into_owner(self) -> Option<Held> {
+        self.lock
     }
 }
 
-/// Held while devices that images share are made or removed.
+/// A lock that ends with this value. Closing alone would leave it to a child that another thread has just forked, until that one's `exec`.
 #[derive(Debug)]
-pub struct DevicesLock {
-    file: File,
-}
+pub struct Held(File);
 
-impl Drop for DevicesLock {
-    // Not by closing alone: a child that another thread has just forked may have a copy.
+impl Drop for Held {
     fn drop(&mut self) {
-        let _goes_with_its_descriptor = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+        let _goes_with_its_descriptor = rustix::fs::flock(&self.0, FlockOperation::Unlock);
     }
 }
 
 /// Held while a verb changes what is attached. Its file goes with it when nothing stays attached; who waited for that file sees that it is gone.
 #[derive(Debug)]
 pub struct RunLock {
-    file: File,
     path: PathBuf,
     place: PathBuf,
+    _lock: Held,
 }
 
 impl Drop for RunLock {
-    // Not by closing alone, as `DevicesLock`.
     fn drop(&mut self) {
         if !self.place.exists() {
             let _still_there = fs::remove_file(&self.path);
         }
-        let _goes_with_its_descriptor = rustix::fs::flock(&self.file, FlockOperation::Unlock);
     }
 }
 

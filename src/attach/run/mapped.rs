@@ -5,7 +5,7 @@
 use super::{Failed, PATIENCE, StepError, make_head, mount, steps_or_undo, write_state};
 use crate::attach::mode::Choice;
 use crate::attach::names::{DeviceId, LoopId};
-use crate::attach::place::{DevicesLock, Place};
+use crate::attach::place::{Held, Place};
 use crate::attach::plan::Step;
 use crate::attach::recipe::{Numbers, Sealed, Top};
 use crate::attach::seen::device_path;
@@ -47,7 +47,7 @@ pub struct Work<'a> {
     pub numbers: Numbers,
     /// Loops that we made.
     pub loops: BTreeMap<LoopId, u32>,
-    pub devices: Option<DevicesLock>,
+    pub devices: Option<Held>,
 }
 
 impl Work<'_> {
