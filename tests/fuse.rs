@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const NAME: &str = "blockbt-test-fuse";
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct MemoryDisk(MemoryIo);
 

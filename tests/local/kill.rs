@@ -2,6 +2,7 @@
 
 use super::resize::ext4_size;
 use super::rig::{Rig, Said, noise, run, text};
+use super::servers::MINUTE;
 use blockbt::store::stop::STOP_POINTS;
 use std::fs::{self, File};
 use std::io::Write;
@@ -411,9 +412,9 @@ fn a_mount_or_umount_killed_at_any_moment_can_be_said_again() {
             // What was done before the kill stays, be it all of it, the device alone, or nothing.
             let said = rig.ctl(&["umount", "old"]);
             assert!(matches!(said.code, Some(0 | 3)), "{when}: {said:?}");
-            // A server whose file system has just been unmounted is on its way out.
+            // A server that a killed mount has started may be on its way in or out: the next verb to meet it tidies up.
             let start = Instant::now();
-            while !rig.left().is_empty() && start.elapsed() < Duration::from_secs(10) {
+            while !rig.left().is_empty() && start.elapsed() < MINUTE {
                 rig.names();
             }
             rig.assert_clean(&when);

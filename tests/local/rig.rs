@@ -175,7 +175,7 @@ impl Rig {
         while !answers() {
             let log = || fs::read_to_string(self.path("daemon.log")).unwrap();
             assert!(child.try_wait().unwrap().is_none(), "{}", log());
-            assert!(start.elapsed() < Duration::from_secs(20), "{}", log());
+            assert!(start.elapsed() < servers::MINUTE, "{}", log());
             std::thread::sleep(Duration::from_millis(5));
         }
         self.daemon = Some(child);
@@ -207,10 +207,14 @@ impl Rig {
         servers::kill_server(&self.run_dir());
     }
 
+    /// What the names of this store's loop devices begin with.
+    fn loop_names(&self) -> String {
+        format!("blockbt-{}-", self.run_dir().file_name().unwrap().to_str().unwrap())
+    }
+
     /// What is in the kernel, among the processes and half done in the store.
     pub fn left(&self) -> Vec<String> {
-        let (run_dir, dir) = (self.run_dir(), self.dir.path());
-        let prefix = format!("blockbt-{}-", run_dir.file_name().unwrap().to_str().unwrap());
+        let (run_dir, dir, prefix) = (self.run_dir(), self.dir.path(), self.loop_names());
         let mut left: Vec<String> = self.servers().iter().map(|pid| format!("server {pid}")).collect();
         let devices = loops::list().unwrap().into_iter().filter_map(|device| device.name);
         left.extend(devices.filter(|name| name.starts_with(&prefix)).map(|name| format!("loop {name}")));
@@ -241,6 +245,7 @@ impl Rig {
     }
 
     pub fn assert_clean(&self, when: &str) {
+        servers::await_ends(&self.run_dir(), &self.loop_names());
         let left = self.left();
         assert!(left.is_empty(), "{when}: {left:?}");
     }

@@ -1,7 +1,7 @@
 use super::*;
 use std::os::unix::fs::FileExt;
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Frees its device even when the test fails.
 struct Made(u32, String);
