@@ -197,8 +197,9 @@ fn what_a_full_disk_lost_while_an_import_ran_is_noticed_although_there_is_room_a
     let rig = Rig::on_small_disk(128);
     rig.ok(&["create", "old", "--size", "64M"]);
     let source = source(&rig);
-    let import = HeldImport::start(&rig, "new", &source);
+    let mut import = HeldImport::begin(&rig, "new", &source);
     let filler = Filler::leave(&rig, 4);
+    import.send_most();
     // The kernel writes now what the import has only in memory, and cannot.
     let draft = import.draft();
     assert!(

@@ -296,21 +296,37 @@ pub struct HeldImport {
 
 impl HeldImport {
     pub fn start(rig: &Rig, name: &str, source: &Path) -> HeldImport {
+        let mut import = HeldImport::begin(rig, name, source);
+        import.send_most();
+        import
+    }
+
+    /// With half a MiB of its archive: what it makes is mounted.
+    pub fn begin(rig: &Rig, name: &str, source: &Path) -> HeldImport {
         let (fifo, tar) = (rig.path(&format!("{name}.fifo")), rig.path(&format!("{name}.tar")));
         run("mkfifo", &[text(&fifo)]);
         run("tar", &["--sort=name", "-C", text(source), "-cf", text(&tar), "."]);
-        let bytes = fs::read(tar).unwrap();
         let mut command = rig.command(&["import", name, text(&fifo), "--size", "64M"]);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut pipe = File::options().write(true).open(fifo).unwrap();
-        let held = bytes.len() - 10_240;
-        pipe.write_all(&bytes[..held]).unwrap();
-        HeldImport {
+        let pipe = File::options().write(true).open(fifo).unwrap();
+        let mut import = HeldImport {
             child,
             pipe: Some(pipe),
-            rest: bytes[held..].into(),
+            rest: fs::read(tar).unwrap(),
             run_dir: rig.run_dir(),
-        }
+        };
+        import.send(512 << 10);
+        import
+    }
+
+    fn send(&mut self, count: usize) {
+        let bytes: Vec<u8> = self.rest.drain(..count).collect();
+        self.pipe.as_mut().unwrap().write_all(&bytes).unwrap();
+    }
+
+    /// All but the archive's end.
+    pub fn send_most(&mut self) {
+        self.send(self.rest.len() - 10_240);
     }
 
     /// Where what it makes is mounted.
