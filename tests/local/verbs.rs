@@ -1,10 +1,10 @@
 //! The tour of the README by hand, with and without a daemon.
 
 use super::rig::{Rig, Said, noise, run, text};
-use blockbt::kernel::mounts;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -336,17 +336,13 @@ fn a_daemon_changes_nothing_of_what_is_said() {
 fn a_killed_export_leaves_nothing_attached() {
     let rig = Rig::new();
     let source = rig.make_dir("source");
-    fs::write(source.join("big"), noise(1, 48 << 20)).unwrap();
-    rig.ok(&["import", "web", text(&source), "--size", "128M"]);
-    let mut export = rig.command(&["export", "web", text(&rig.path("out.tar"))]).spawn().unwrap();
-    // Nothing else is looked at: the export takes a fifth of a second.
-    let run_dir = rig.run_dir();
-    let is_its = |mount: mounts::Mount| mount.dir.starts_with(&run_dir) && mount.dir.to_string_lossy().contains("/export-");
-    while !mounts::list().unwrap().into_iter().any(is_its) {
-        assert!(export.try_wait().unwrap().is_none(), "it was too quick");
-    }
-    export.kill().unwrap();
-    export.wait().unwrap();
+    fs::write(source.join("file"), noise(1, 1 << 20)).unwrap();
+    rig.ok(&["import", "web", text(&source), "--size", "64M"]);
+    let mut export = rig.command(&["export", "web", text(&rig.path("out.tar"))]);
+    let killed = export.env("BLOCKBT_STOP_AT", "attach.mount").status().unwrap();
+    assert_eq!(killed.signal(), Some(9), "it mounts the image");
+    let left = rig.left();
+    assert!(left.iter().any(|what| what.contains("/export-")), "{left:?}");
     rig.ok(&["list"]);
     rig.assert_sound("a killed export");
     rig.ok(&["rm", "web"]);
