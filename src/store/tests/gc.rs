@@ -118,7 +118,7 @@ fn an_object_that_is_there_already_stays_as_it_is() {
 
 #[test]
 fn what_had_come_of_a_pull_goes_when_it_is_old_and_nobody_is_at_work_on_it() {
-    use crate::store::GIVEN_UP_AFTER;
+    use crate::store::{GIVEN_UP_AFTER, lock::Moment};
     use std::time::{Duration, SystemTime};
     let (_dir, store) = empty_store();
     image(&store, "a", &[1]);
@@ -143,9 +143,9 @@ fn what_had_come_of_a_pull_goes_when_it_is_old_and_nobody_is_at_work_on_it() {
     let file = File::options().write(true).open(&blob).unwrap();
     file.set_modified(SystemTime::now() - GIVEN_UP_AFTER * 2).unwrap();
     // As a pull that is at work on it has it, however long nothing comes.
-    let at_work = fs::open_lock(&held).unwrap();
-    assert!(fs::try_lock(&at_work, &held).unwrap());
-    at_work.set_modified(SystemTime::now() - GIVEN_UP_AFTER * 2).unwrap();
+    let at_work = Moment(fs::open_lock(&held).unwrap());
+    assert!(fs::try_lock(&at_work.0, &held).unwrap());
+    at_work.0.set_modified(SystemTime::now() - GIVEN_UP_AFTER * 2).unwrap();
     // What was put beside the object that never came belongs to the part.
     let shelf = store.object_paths(&digest(5)).delta.parent().unwrap().to_path_buf();
     fs::ensure_dir(&shelf).unwrap();
