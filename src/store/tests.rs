@@ -17,6 +17,7 @@ mod full;
 mod gc;
 mod hostile;
 mod stops;
+mod strange;
 
 pub fn name(text: &str) -> ImageName {
     ImageName::new(text).unwrap()

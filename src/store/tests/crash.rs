@@ -2,7 +2,6 @@
 
 use super::flatten::{assert_aligned, flatten};
 use super::*;
-use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::sync::Arc;
@@ -12,7 +11,7 @@ const VERB: &str = "BLOCKBT_TEST_VERB";
 const ROOT: &str = "BLOCKBT_TEST_ROOT";
 
 /// The store that every case starts from: `a` over 1 and 2, and object 9 that is nobody's.
-fn prepare(root: &Path) -> Store {
+pub(super) fn prepare(root: &Path) -> Store {
     let store = Store::open(root).unwrap();
     image(&store, "a", &[1, 2]);
     image(&store, "gone", &[9]);
@@ -147,7 +146,7 @@ const OF_SERVICE: [&str; 15] = [
 ];
 
 /// Runs a verb in a process of its own, which dies at `point`.
-fn die_at(root: &Path, point: &str) {
+pub(super) fn die_at(root: &Path, point: &str) {
     let (verb, _) = point.split_once('.').unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "store::tests::crash::in_the_child_the_verb_runs_until_it_dies"])
@@ -237,14 +236,21 @@ fn a_kill_at_any_stop_point_leaves_all_or_nothing() {
     }
 }
 
+/// There when a child has begun.
+fn at_work(root: &Path, child: &str) -> PathBuf {
+    root.with_file_name(format!("at-work-{child}"))
+}
+
 /// Works on images of its own, for as long as it is let.
 #[test]
 fn in_the_child_work_goes_on_until_it_is_killed() {
     let (Ok(me), Some(root)) = (std::env::var("BLOCKBT_TEST_ME"), std::env::var_os(ROOT)) else {
         return;
     };
+    let root = Path::new(&root);
+    write(at_work(root, &me), b"").unwrap();
     for round in 0.. {
-        let store = Store::open(Path::new(&root)).unwrap();
+        let store = Store::open(root).unwrap();
         let (first, second) = (name(&format!("{me}-{round}")), name(&format!("{me}-{round}-renamed")));
         store.clone_image(&name("a"), &first, FRESH).unwrap().txn.done().unwrap();
         commit(&store, first.as_str(), 1000 + round).unwrap().done().unwrap();
@@ -287,7 +293,13 @@ fn kills_at_any_moment_beside_others_leave_a_whole_store() {
             })
             .collect();
         for (n, child) in children.iter_mut().enumerate() {
-            std::thread::sleep(std::time::Duration::from_millis(13 + 7 * n as u64 + round % 29));
+            while !at_work(&root, &format!("{round}-{n}")).exists() {
+                assert_eq!(child.0.try_wait().unwrap(), None, "it failed before it began");
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            // Longer and longer, where that has not been enough.
+            let more = 20 * round.saturating_sub(12);
+            std::thread::sleep(std::time::Duration::from_millis(13 + 7 * n as u64 + round % 29 + more));
             child.0.kill().unwrap();
             let status = child.0.wait().unwrap();
             assert_eq!(status.signal(), Some(9), "it failed before it was killed");
@@ -377,77 +389,6 @@ fn who_dies_beside_an_open_store_is_found_by_a_look() {
     }
     let mine = store.begin(Intent::Create { name: name("x") }).unwrap();
     assert!(!store.recover_again(None).unwrap() && mine.dir().exists());
-}
-
-#[test]
-fn folders_without_an_entry_are_swept() {
-    let (_dir, store) = empty_store();
-    let old = store.tmp_dir().join("0123456789abcdef");
-    std::fs::create_dir_all(old.join("image/deep")).unwrap();
-    write(old.join("image/deep/file"), b"x").unwrap();
-    std::os::unix::fs::symlink("/etc", old.join("image/link")).unwrap();
-    write(store.tmp_dir().join("draft-1"), b"x").unwrap();
-    Store::open(store.root()).unwrap();
-    assert!(is_tidy(&store));
-    assert!(Path::new("/etc/passwd").exists());
-}
-
-#[test]
-fn what_is_no_transaction_harms_nobody() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = prepare(&dir.path().join("s"));
-    for strange in ["...json", "..json", ".json", "x.json", "0123456789ABCDEFG.json"] {
-        write(store.journal_dir().join(strange), b"").unwrap();
-    }
-    let mine = store.begin(Intent::Create { name: name("b") }).unwrap();
-    for strange in ["0123456789abcde0", "0123456789abcde1"] {
-        std::fs::create_dir(store.tmp_dir().join(strange)).unwrap();
-    }
-    std::os::unix::fs::symlink("nowhere/", store.tmp_dir().join("0123456789abcde0/owner")).unwrap();
-    std::fs::create_dir(store.tmp_dir().join("0123456789abcde2")).unwrap();
-    std::fs::create_dir(store.tmp_dir().join("0123456789abcde2/owner")).unwrap();
-    die_at(store.root(), "clone.journal");
-    let store = Store::open(store.root()).unwrap();
-    assert_eq!(names(&store), ["a"]);
-    assert!(mine.dir().join("owner").exists() && store.objects().is_ok());
-    let left = BTreeSet::from_iter(fs::list(&store.tmp_dir()).unwrap());
-    let strange = ["0123456789abcde0", "0123456789abcde2"].map(std::ffi::OsString::from);
-    assert_eq!(left, BTreeSet::from_iter(strange.into_iter().chain([mine.id().into()])));
-}
-
-#[test]
-fn a_newer_version_s_work_stays_and_costs_a_verb_nothing() {
-    let (_dir, store) = empty_store();
-    image(&store, "a", &[1]);
-    let id = "0123456789abcdef";
-    write(store.entry_path(id), b"{\"version\":9}").unwrap();
-    Store::open(store.root()).unwrap();
-    assert!(
-        store.entry_path(id).exists() && fs::list(&store.tmp_dir()).unwrap().is_empty(),
-        "no folder that each verb would look into"
-    );
-    fs::make_dir(&store.txn_dir(id)).unwrap();
-    write(store.txn_dir(id).join("draft"), b"x").unwrap();
-    assert!(!store.has_dead().unwrap(), "nothing to be alone in the store for");
-    die_at(store.root(), "clone.journal");
-    assert!(store.recover_again(None).unwrap());
-    assert_eq!(fs::list(&store.tmp_dir()).unwrap(), [id]);
-    assert_eq!(fs::list(&store.txn_dir(id)).unwrap(), ["draft"]);
-}
-
-#[test]
-fn an_entry_whose_bytes_a_power_cut_took_is_tidied_up_without_them() {
-    let (_dir, store) = empty_store();
-    image(&store, "a", &[1]);
-    for torn in [vec![], vec![0; 77]] {
-        let txn = store.txn_dir("0011223344556677");
-        fs::make_dir(&txn).unwrap();
-        fs::make_dir(&txn.join("image")).unwrap();
-        write(store.entry_path("0011223344556677"), torn).unwrap();
-        let store = Store::open(store.root()).unwrap();
-        assert!(is_tidy(&store));
-        assert_eq!(names(&store), ["a"]);
-    }
 }
 
 #[test]
