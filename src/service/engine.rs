@@ -150,10 +150,13 @@ impl Engine {
             None => Catalog::with(&self.store, work),
             Some(catalog) => self.refreshed(catalog).and_then(work).and_then(|()| catalog.flush()),
         };
-        if let Err(error) = told {
-            tracing::warn!(cause = %error, "the catalogue will be made again");
-            self.store.mark_index_stale()?;
+        let Err(error) = told else { return Ok(()) };
+        match error {
+            // Nothing is wrong: others have much to tell it.
+            CatalogError::Busy { .. } => tracing::info!(cause = %error, "the catalogue will be made again"),
+            _ => tracing::warn!(cause = %error, "the catalogue will be made again"),
         }
+        self.store.mark_index_stale()?;
         Ok(())
     }
 

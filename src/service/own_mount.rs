@@ -44,6 +44,7 @@ pub(super) fn sweep(store: &Store) {
         if VERBS.contains(verb)
             && !Path::new("/proc").join(pid).exists()
             && let Err(error) = fs::remove_dir(entry.path())
+            && error.kind() != std::io::ErrorKind::NotFound
         {
             tracing::warn!(dir = %entry.path().display(), cause = %error, "a mount directory stays");
         }
