@@ -198,14 +198,18 @@ pub fn take_away(step: &Step, place: &Place) -> Result<(), StepError> {
         },
         Step::Flush { number } => Ok(loops::flush(*number)?),
         Step::DetachLoop { number, dead: false } => Ok(loops::detach(*number, &place.loop_name(), PATIENCE)?),
-        Step::DetachLoop { number, dead: true } => match loops::detach_dead(*number, &place.loop_name(), DEAD_PATIENCE) {
-            // It can reach no file any more, and goes with its last user.
-            Err(error) if error.is_busy() => {
-                tracing::warn!(number, "a dead loop device is still open somewhere");
-                Ok(())
+        Step::DetachLoop { number, dead: true } => {
+            // With a file system that is still in use it goes later; who has it open otherwise just looks at all devices.
+            let patience = if loops::is_claimed(*number) { DEAD_PATIENCE } else { PATIENCE };
+            match loops::detach_dead(*number, &place.loop_name(), patience) {
+                // It can reach no file any more, and goes with its last user.
+                Err(error) if error.is_busy() => {
+                    tracing::warn!(number, "a dead loop device is still open somewhere");
+                    Ok(())
+                }
+                other => Ok(other?),
             }
-            other => Ok(other?),
-        },
+        }
         Step::UnmountFuse { dead: false } => Ok(mounts::unmount(&place.fuse_dir(), PATIENCE)?),
         Step::UnmountFuse { dead: true } => Ok(mounts::unmount_lazily(&place.fuse_dir())?),
         Step::AwaitServer => await_server(place),

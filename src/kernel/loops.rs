@@ -338,6 +338,12 @@ pub fn detach_dead(number: u32, name: &str, patience: Duration) -> Result<(), Ke
     detach_by(number, name, 0, patience)
 }
 
+/// Whether a file system, a device on top, or a program has it for itself.
+pub fn is_claimed(number: u32) -> bool {
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(node(number));
+    opened.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
+}
+
 /// Frees the device if nobody has it in use and `ours` says so of its name; returns the name of one that was freed.
 pub fn detach_unused(number: u32, ours: impl Fn(&str) -> bool, patience: Duration) -> Result<Option<String>, KernelError> {
     match open_and_free(number, |name| name.is_some_and(&ours), libc::O_EXCL, patience) {
