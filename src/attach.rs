@@ -47,10 +47,11 @@ use run::Target;
 use seen::{Around, MappedSeen, Seen, device_mapper};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// For a lock that nobody holds any more, see `lock_image`.
-const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+/// For a lock that nobody holds any more, see `lock_image`: so many tries, a pause after each.
+const LOCK_TRIES: u32 = 250;
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// How to attach.
 #[derive(Debug, Clone, Default)]
@@ -399,14 +400,14 @@ fn refuse(record: &ImageRecord, options: &AttachOptions, mount: Option<&Path>) -
 /// A child that another thread of ours, or of a daemon, is just starting has a copy of every descriptor until it becomes its program. So a lock
 /// that was let go can be held for moments longer.
 fn lock_image(store: &Store, name: &ImageName) -> Result<ImageLock, StoreError> {
-    let start = Instant::now();
-    loop {
+    for _ in 0..LOCK_TRIES {
         // Who has the run lock, and looked, need not be told that the kernel has it.
         match store.lock_image_unasked(name) {
-            Err(StoreError::InUse { .. }) if start.elapsed() < LOCK_PATIENCE => std::thread::sleep(Duration::from_millis(2)),
+            Err(StoreError::InUse { .. }) => std::thread::sleep(LOCK_PAUSE),
             other => return other,
         }
     }
+    store.lock_image_unasked(name)
 }
 
 fn go(steps: &[Step], place: &Place, target: &mut Target) -> Result<PathBuf, AttachError> {

@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+/// For its first word: what it reads and opens may be on a slow disk.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Of what a server says, at most.
 const MAX_WORDS: usize = 4096;
 
