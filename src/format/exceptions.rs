@@ -51,6 +51,8 @@ impl Table {
 
 /// Reads header and exceptions.
 ///
+/// Somebody may be writing to a head meanwhile. What an exception names is in the file before the exception is: so the length is that after the read.
+///
 /// Errors: [`ReadError::Header`] for what is not a delta; an invalidated delta is read like any other.
 /// Source: Linux `drivers/md/dm-snap-persistent.c`, `persistent_read_metadata`, `insert_exceptions`.
 pub fn read_all(io: &dyn ReadAt) -> Result<Table, ReadError> {
@@ -62,7 +64,12 @@ pub fn read_all(io: &dyn ReadAt) -> Result<Table, ReadError> {
         missing_area: false,
     };
     for area in 0.. {
-        let Some(bytes) = read_area(io, header.chunk_size, area, file_len)? else {
+        let mut bytes = read_area(io, header.chunk_size, area, table.file_len)?;
+        if bytes.is_none() {
+            table.file_len = len_of(io)?;
+            bytes = read_area(io, header.chunk_size, area, table.file_len)?;
+        }
+        let Some(bytes) = bytes else {
             table.missing_area = true;
             break;
         };
@@ -70,24 +77,30 @@ pub fn read_all(io: &dyn ReadAt) -> Result<Table, ReadError> {
             break;
         }
     }
+    table.file_len = len_of(io)?;
     Ok(table)
+}
+
+fn len_of(io: &dyn ReadAt) -> Result<Bytes, ReadError> {
+    io.size().map_err(|source| ReadError::Io {
+        at: Bytes::ZERO,
+        len: 0,
+        source,
+    })
 }
 
 /// The header, and how long the file is.
 pub fn read_header(io: &dyn ReadAt) -> Result<(Header, Bytes), ReadError> {
     let mut bytes = [0; 16];
-    let failed = |len| {
-        move |source| ReadError::Io {
-            at: Bytes::ZERO,
-            len,
-            source,
-        }
-    };
-    let file_len = io.size().map_err(failed(0))?;
+    let file_len = len_of(io)?;
     if file_len.0 < 16 {
         return Err(ReadError::Header(HeaderError::Truncated { found: file_len.0 }));
     }
-    io.read_at(&mut bytes, Bytes::ZERO).map_err(failed(16))?;
+    io.read_at(&mut bytes, Bytes::ZERO).map_err(|source| ReadError::Io {
+        at: Bytes::ZERO,
+        len: 16,
+        source,
+    })?;
     Ok((Header::parse(&bytes).map_err(ReadError::Header)?, file_len))
 }
 
@@ -141,6 +154,7 @@ mod tests {
     use super::*;
     use crate::blockio::MemoryIo;
     use proptest::prelude::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     fn delta(areas: &[&[Exception]]) -> Vec<u8> {
         let chunk = ChunkSize::MIN;
@@ -158,6 +172,33 @@ mod tests {
         Exception {
             disk: DiskChunk(disk),
             file: FileChunk(file),
+        }
+    }
+
+    /// A head that somebody writes to, and that was shorter when it was first asked.
+    struct Growing(MemoryIo, AtomicU64);
+
+    impl ReadAt for Growing {
+        fn read_at(&self, buf: &mut [u8], at: Bytes) -> io::Result<()> {
+            self.0.read_at(buf, at)
+        }
+
+        fn size(&self) -> io::Result<Bytes> {
+            Ok(Bytes(self.1.swap(self.0.size()?.0, Ordering::SeqCst)))
+        }
+    }
+
+    #[test]
+    fn a_head_that_grows_while_it_is_read_lacks_nothing() {
+        let full: Vec<Exception> = (0..256).map(|n| exception(n, n + 2)).collect();
+        let mut bytes = delta(&[&full, &[exception(900, 259)]]);
+        bytes.resize(260 * 4096, 7);
+        // It had one chunk of data, no second area, nothing in that area.
+        for first in [3, 258, 259] {
+            let io = Growing(MemoryIo::new(bytes.clone()), AtomicU64::new(first * 4096));
+            let table = read_all(&io).unwrap();
+            assert_eq!((table.exceptions.len(), table.missing_area), (257, false), "{first}");
+            assert_eq!(table.file_len, Bytes(260 * 4096), "{first}");
         }
     }
 
