@@ -201,6 +201,15 @@ fn flatten(out: &mut String, r: &FlattenReply) {
     }
 }
 
+/// The kernel's word for a head that refuses writes, and what helps.
+fn trouble(state: &str) -> String {
+    match state {
+        "overflow" => "overflow, it is full and refuses writes: umount, resize --limit, mount".into(),
+        "invalid" => "invalid, the kernel gave it up: umount, check --repair, mount".into(),
+        other => other.into(),
+    }
+}
+
 fn diff(out: &mut String, r: &DiffReply) {
     let mut table = Table::new(&["OFFSET", "LENGTH"], &[0, 1]);
     for extent in &r.extents {
@@ -239,13 +248,11 @@ fn info(out: &mut String, r: &InfoReply) {
             let mode = if attached.read_only { ", read-only" } else { "" };
             line(out, format!("attached   {}{dir}{mode}", attached.device.display()));
             if let Some(snapshot) = &attached.snapshot {
-                let (used, total) = (snapshot.used_bytes, snapshot.total_bytes);
-                let state = if snapshot.state == "ok" {
-                    String::new()
-                } else {
-                    format!(", {}", snapshot.state)
-                };
-                line(out, format!("kernel     {used} of {total} used{state}"));
+                // Of a head in trouble the kernel tells no figures.
+                match snapshot.state.as_str() {
+                    "ok" => line(out, format!("kernel     {} of {} used", snapshot.used_bytes, snapshot.total_bytes)),
+                    state => line(out, format!("kernel     head in trouble: {}", trouble(state))),
+                }
             }
             let why = attached.why.as_ref().map(|why| format!(", {why}")).unwrap_or_default();
             line(out, format!("mode       {}{why}", attached.mode));
@@ -334,7 +341,7 @@ fn list(out: &mut String, r: &ListReply) {
     table.print(out);
     for image in &r.images {
         if let Some(state) = image.snapshot.as_deref().filter(|state| *state != "ok") {
-            line(out, format!("{}: its head is in trouble: {state}", image.name));
+            line(out, format!("{}: its head is in trouble: {}", image.name, trouble(state)));
         }
     }
     for unreadable in &r.unreadable {
