@@ -200,8 +200,13 @@ pub fn take_away(step: &Step, place: &Place) -> Result<(), StepError> {
         Step::DetachLoop { number, dead: false } => Ok(loops::detach(*number, &place.loop_name(), PATIENCE)?),
         Step::DetachLoop { number, dead: true } => {
             // With a file system that is still in use it goes later; who has it open otherwise just looks at all devices.
-            let patience = if loops::is_claimed(*number) { DEAD_PATIENCE } else { PATIENCE };
-            match loops::detach_dead(*number, &place.loop_name(), patience) {
+            let name = place.loop_name();
+            let patience = if loops::is_claimed(*number, &name) {
+                DEAD_PATIENCE
+            } else {
+                PATIENCE
+            };
+            match loops::detach_dead(*number, &name, patience) {
                 // It can reach no file any more, and goes with its last user.
                 Err(error) if error.is_busy() => {
                     tracing::warn!(number, "a dead loop device is still open somewhere");

@@ -338,10 +338,16 @@ pub fn detach_dead(number: u32, name: &str, patience: Duration) -> Result<(), Ke
     detach_by(number, name, 0, patience)
 }
 
-/// Whether a file system, a device on top, or a program has it for itself.
-pub fn is_claimed(number: u32) -> bool {
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(node(number));
-    opened.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
+/// Whether a file system, a device on top, or a program has it for itself, if it still has this name or answers no more.
+pub fn is_claimed(number: u32, name: &str) -> bool {
+    let open = |flags| OpenOptions::new().read(true).custom_flags(flags).open(node(number));
+    // While it is open here nobody can give the number to another file, whose owner we would be in the way of.
+    let Ok(device) = open(0) else { return false };
+    let is_other = match sys::loops::status(&device) {
+        Ok(status) => status.name != name,
+        Err(error) => error.raw_os_error() == Some(libc::ENXIO),
+    };
+    !is_other && open(libc::O_EXCL).is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
 }
 
 /// Frees the device if nobody has it in use and `ours` says so of its name; returns the name of one that was freed.

@@ -86,6 +86,8 @@ fn a_claimed_device_is_busy_and_stays() {
         .open(device.path())
         .unwrap();
     assert!(detach(device.number, "blockbt-test-busy", PATIENCE).unwrap_err().is_busy());
+    let is_claimed = |name| is_claimed(device.number, name);
+    assert!(is_claimed("blockbt-test-busy") && !is_claimed("another-name"));
     drop(claim);
     detach(device.number, "another-name", PATIENCE).unwrap();
     assert_eq!(inspect(device.number).unwrap(), device);
