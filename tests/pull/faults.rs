@@ -2,6 +2,7 @@
 
 use crate::rig::*;
 use crate::throttle::Throttle;
+use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -216,6 +217,11 @@ fn a_pull_whose_asker_leaves_ends_and_the_next_goes_on() {
     let arriving = |object: &Value| object["have_bytes"] != object["size_bytes"];
     assert!(!peers["objects"].as_array().unwrap().iter().any(arriving), "{peers}");
     assert_eq!(held.b.images().len(), 0);
+    // Its last sync may take as long as the disk wants.
+    let second = held.a.chain("data")[1];
+    let part = File::open(held.b.store().incoming_dir().join(format!("{second}.part"))).unwrap();
+    until("the part's lock", || flock(&part, FlockOperation::NonBlockingLockExclusive).is_ok());
+    flock(&part, FlockOperation::Unlock).unwrap();
     held.pull = held.b.spawn(&["pull", &held.link], &[]);
     held.ends_well();
 }
