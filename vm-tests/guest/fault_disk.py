@@ -4,11 +4,12 @@ somebody else changes.
 What was synced before is there afterwards, nothing wrong is ever read without an error, and images that share the chain notice nothing."""
 
 import os
+import subprocess
 
 import dm
 import faults
 import guest
-from faults import CHANCE, Beneath, Files, begin, consistent, ctl, drop_caches, end, fail, holes, nothing_left, run, said, table, unharmed, whole_again
+from faults import CHANCE, Beneath, Files, begin, consistent, ctl, drop_caches, end, fail, holes, nothing_left, run, said, table, unharmed, unmount, whole_again
 
 
 def victim_over(image):
@@ -175,7 +176,23 @@ def flush():
     fail("host", f"0 {sectors} linear {disk} 0\n")
     assert code == 1 and "not all that was written" in complaint and f"flush {head}" in complaint, f"{code} {complaint}"
     nothing_left()
-    said("a failed flush is told")
+    # Who asked for it is dead: it is told to whoever comes next.
+    unmount(faults.HOST)
+    subprocess.run(["e2fsck", "-fy", node])
+    run("mount", node, faults.HOST)
+    ctl("clone", "base", "mounted")
+    files = Files("mounted")
+    files.mount("--mode", "flat")
+    assert files.write(3) is None
+    code, _, complaint = faults.attempt("umount", "mounted", BLOCKBT_STOP_AT="detach.unmount")
+    assert code == -9, f"{code} {complaint}"
+    fail("host", f"0 {sectors} flakey {disk} 0 0 3600 1 error_writes\n")
+    code, _, complaint = faults.attempt("list")
+    fail("host", f"0 {sectors} linear {disk} 0\n")
+    (warning,) = [line for line in complaint.splitlines() if line.startswith("blockbt-ctl: warning: leftovers are taken away")]
+    assert code == 0 and 'image "mounted" is detached, and not all that was written' in warning and ": flush /dev/loop" in warning, f"{code} {complaint}"
+    nothing_left()
+    said("a failed flush is told, also by a sweep")
 
 
 def release():
