@@ -76,6 +76,16 @@ impl Rig {
         (name, made)
     }
 
+    /// What other tests of this process start has our descriptors for a moment, and with them our claims.
+    fn await_unclaimed(&self, device: &Path) {
+        let all = loops::list().unwrap();
+        let found = all.iter().find(|found| found.path() == device).unwrap();
+        let start = Instant::now();
+        while loops::is_claimed(found.number, found.name.as_deref().unwrap()) && start.elapsed() < MINUTE {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     fn kill_server(&self, name: &ImageName) {
         servers::kill_server(&self.place(name));
     }
@@ -370,6 +380,7 @@ fn a_mounted_or_claimed_device_is_in_use_and_stays() {
     };
     assert!(attach::detach(&rig.store, &name).unwrap_err().is_in_use());
     drop(claim);
+    rig.await_unclaimed(&device);
     attach::detach(&rig.store, &name).unwrap();
     rig.assert_clean(&name);
 }

@@ -135,7 +135,12 @@ fn a_full_disk_leaves_the_old_state() {
         let len = file.metadata().unwrap().len() / 4096 * 4096;
         file.set_len(len - room * 4096).unwrap();
     };
-    until_it_fits(&disk, &fill, &|| std::fs::remove_file(&filler).unwrap());
+    // Cut first: what other tests start has it open for a moment, and the room with it.
+    let empty = || {
+        File::create(&filler).unwrap();
+        std::fs::remove_file(&filler).unwrap();
+    };
+    until_it_fits(&disk, &fill, &empty);
 }
 
 #[test]
