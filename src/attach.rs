@@ -162,6 +162,9 @@ fn away(store: &Store, name: &ImageName, own: Option<&Attached>, kind: Kind) -> 
     if let Some(device) = device.as_ref().filter(|device| kind == Kind::Detach && !device.mounts.is_empty()) {
         return Err(AttachError::in_use(name, &device.path, &device.mounts));
     }
+    if let Some(dir) = there.covered.as_ref().filter(|_| kind == Kind::Umount && device.is_some()) {
+        return Err(AttachError::covered(name, dir));
+    }
     let dir = there.mounted_at();
     if kind == Kind::Umount && own.is_none() && dir.is_none() {
         return Err(AttachError::NotMounted { name: name.clone() });
@@ -182,6 +185,8 @@ struct There {
     user: Seen,
     dm: Option<Dm>,
     mapped: MappedSeen,
+    /// Where it is mounted, and something else over it: an unmount would take that.
+    covered: Option<PathBuf>,
 }
 
 /// An image's device that is there and works.
@@ -207,6 +212,11 @@ impl There {
             Some(dm) => MappedSeen::look(dm, place.store, place.image, is_marked, &around)?,
             None => MappedSeen::of(place.image),
         };
+        let mounted = || user.mounted().chain(mapped.mounted());
+        let covered = match mounted().next() {
+            Some(_) => seen::covered(around.mounts()?, mounted()),
+            None => None,
+        };
         Ok(There {
             state,
             is_marked,
@@ -214,6 +224,7 @@ impl There {
             user,
             dm,
             mapped,
+            covered,
         })
     }
 

@@ -386,6 +386,22 @@ fn a_mounted_or_claimed_device_is_in_use_and_stays() {
 }
 
 #[test]
+fn what_somebody_mounted_over_an_image_is_not_unmounted_in_its_place() {
+    let rig = Rig::new();
+    let (name, _) = rig.formatted("web");
+    attach::mount(&rig.store, &name, &rig.mnt(), &options()).unwrap();
+    run("mount", &["-t", "tmpfs", "none", text(&rig.mnt())]);
+    let theirs = rig.mnt().join("theirs");
+    File::create(&theirs).unwrap();
+    let error = attach::umount(&rig.store, &name).unwrap_err();
+    assert!(error.is_in_use() && error.to_string().contains("mounted over"), "{error}");
+    assert!(theirs.exists());
+    mounts::unmount(&rig.mnt(), Duration::from_secs(60)).unwrap();
+    attach::umount(&rig.store, &name).unwrap();
+    rig.assert_clean(&name);
+}
+
+#[test]
 fn fstrim_gives_the_head_s_space_back() {
     let rig = Rig::new();
     let (name, _) = rig.formatted("web");

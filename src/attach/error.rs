@@ -129,6 +129,13 @@ impl AttachError {
         }
     }
 
+    pub(super) fn covered(name: &ImageName, dir: &std::path::Path) -> AttachError {
+        AttachError::InUse {
+            name: name.to_string(),
+            by: format!("something else is mounted over {}", dir.display()),
+        }
+    }
+
     pub(super) fn from_failed(name: &ImageName, failed: Failed) -> AttachError {
         AttachError::Step {
             image: name.to_string(),

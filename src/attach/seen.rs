@@ -10,10 +10,11 @@ pub use mapped::ImageSeen;
 pub use mapped::{Around, MappedSeen, device_mapper, device_path};
 
 use super::place::Place;
+use crate::kernel::dm::DevNo;
 use crate::kernel::loops::LoopDevice;
 use crate::kernel::mounts::Mount;
 use rustix::fs::makedev;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const LOOP_MAJOR: u32 = 7;
 
@@ -80,6 +81,17 @@ impl Seen {
         self.loops.iter().rev().find(|device| device.live)
     }
 
+    /// What is mounted, and where.
+    pub fn mounted(&self) -> impl Iterator<Item = (DevNo, &PathBuf)> {
+        let of = |found: &LoopSeen| DevNo {
+            major: LOOP_MAJOR,
+            minor: found.number,
+        };
+        self.loops
+            .iter()
+            .flat_map(move |found| found.mounts.iter().map(move |dir| (of(found), dir)))
+    }
+
     pub fn is_nothing(&self) -> bool {
         self.fuse_mounts == 0 && self.loops.is_empty()
     }
@@ -88,6 +100,13 @@ impl Seen {
 /// Cached attributes would say that a dead server lives; this question always reaches it.
 fn answers(place: &Place) -> bool {
     rustix::fs::statfs(place.fuse_dir()).is_ok()
+}
+
+/// The first directory of `dirs`, of whose devices it is said, where the newest mount is of another.
+pub fn covered<'a>(mounts: &[Mount], mut dirs: impl Iterator<Item = (DevNo, &'a PathBuf)>) -> Option<PathBuf> {
+    let newest = |dir: &Path| mounts.iter().rev().find(|mount| mount.dir == dir);
+    let found = dirs.find(|(device, dir)| newest(dir).is_some_and(|mount| mount.device() != *device));
+    found.map(|(_, dir)| dir.clone())
 }
 
 impl LoopSeen {

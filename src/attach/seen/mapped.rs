@@ -96,6 +96,15 @@ impl MappedSeen {
         self.image.as_ref().filter(|image| image.is_whole)
     }
 
+    /// What is mounted, and where.
+    pub fn mounted(&self) -> impl Iterator<Item = (DevNo, &PathBuf)> {
+        let number = self.image.as_ref().map(|image| image.number);
+        let device = number.map(|(major, minor)| DevNo { major, minor });
+        device
+            .into_iter()
+            .flat_map(|device| self.mounts.iter().map(move |dir| (device, dir)))
+    }
+
     pub fn is_nothing(&self) -> bool {
         self.image.is_none() && !self.has_origin && self.heads.is_empty()
     }
