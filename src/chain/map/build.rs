@@ -8,6 +8,7 @@ use crate::format::trailer::Facts;
 use crate::format::{Extent, file_chunk};
 use crate::ids::Digest;
 use crate::units::{Bytes, ChunkSize, SECTOR, UnitError};
+use std::ops::Range;
 
 /// What the map needs to know of a sealed delta: its trailer, in short.
 #[derive(Debug, Clone)]
@@ -94,7 +95,12 @@ impl ChainMap {
             clips.push(smallest);
         }
         clips.reverse();
-        let runs = merge(deltas, &clips, 0)?;
+        if u32::try_from(deltas.len()).is_err() {
+            return Err(ChainError::TooManyRuns { runs: deltas.len() });
+        }
+        deltas.iter().try_for_each(check_extents)?;
+        let mut runs = Vec::with_capacity(deltas.iter().map(|delta| delta.extents.len()).sum());
+        Layers::of(deltas, &clips, 0).for_each(|run| push(&mut runs, run));
         ChainMap::index(runs, image_size, deltas.iter().map(|delta| delta.digest).collect())
     }
 }
@@ -121,110 +127,189 @@ fn check_parents(deltas: &[Delta]) -> Result<(), ChainError> {
     Ok(())
 }
 
-/// Halves meet halves, so that each run is copied once per doubling of the depth.
-fn merge(deltas: &[Delta], clips: &[Bytes], first: usize) -> Result<Vec<Run>, ChainError> {
-    match deltas {
-        [] => Ok(Vec::new()),
-        [delta] => runs_of(delta, clips[0], first),
-        _ => {
-            let middle = deltas.len() / 2;
-            let lower = merge(&deltas[..middle], &clips[..middle], first)?;
-            let upper = merge(&deltas[middle..], &clips[middle..], first + middle)?;
-            Ok(overlay(upper, lower))
-        }
-    }
-}
-
-/// One delta's runs: its extents, cut at areas and at `clip`.
-fn runs_of(delta: &Delta, clip: Bytes, number: usize) -> Result<Vec<Run>, ChainError> {
-    let chunk = delta.chunk_size;
-    let sectors = u64::from(chunk.sectors());
-    let disk_chunks = chunk.count(delta.virtual_size);
-    let clip = clip.0 / SECTOR;
-    let number = u32::try_from(number).map_err(|_| ChainError::TooManyRuns { runs: number })?;
-    let mut runs: Vec<Run> = Vec::with_capacity(delta.extents.len());
-    let (mut index, mut end_before) = (0, 0);
+/// All that is wrong with a delta's extents, cut off or not.
+fn check_extents(delta: &Delta) -> Result<(), ChainError> {
+    let disk_chunks = delta.chunk_size.count(delta.virtual_size);
+    let mut end_before = 0;
     for (position, extent) in delta.extents.iter().enumerate() {
         let (start, count) = (extent.disk.0, extent.count);
-        let bad = |why| ChainError::Extent {
-            digest: delta.digest,
-            extent: position,
-            start,
-            count,
-            why,
+        let bad = |why| {
+            Err(ChainError::Extent {
+                digest: delta.digest,
+                extent: position,
+                start,
+                count,
+                why,
+            })
         };
-        let end = start.checked_add(count).ok_or_else(|| bad("it ends past 2^64"))?;
+        let Some(end) = start.checked_add(count) else {
+            return bad("it ends past 2^64");
+        };
         if count == 0 {
-            return Err(bad("it is empty"));
+            return bad("it is empty");
         }
         if start < end_before {
-            return Err(bad("it begins before the end of the extent before it"));
+            return bad("it begins before the end of the extent before it");
         }
         if end > disk_chunks {
-            return Err(bad("it ends behind the delta's virtual size"));
+            return bad("it ends behind the delta's virtual size");
         }
         end_before = end;
-        let mut from = start;
-        while from < end {
-            // Below the area's end, consecutive exceptions are consecutive in the file.
-            let per_area = chunk.exceptions_per_area();
-            let part = (end - from).min(per_area - index % per_area);
-            push(
-                &mut runs,
-                from * sectors,
-                file_chunk(chunk, index).0 * sectors,
-                part * sectors,
-                number,
-                clip,
-            );
-            from += part;
-            index += part;
+    }
+    Ok(())
+}
+
+/// The runs of some deltas, one after the other.
+///
+/// What two halves of a chain show is found as it is asked for, so that no list is made but the last: memory is what the map takes, whatever the depth.
+enum Layers<'a> {
+    Nothing,
+    One(Layer<'a>),
+    Two(Box<Overlay<'a>>),
+}
+
+impl<'a> Layers<'a> {
+    /// Halves lie over halves, so that each run passes one overlay per doubling of the depth.
+    fn of(deltas: &'a [Delta], clips: &[Bytes], first: u32) -> Layers<'a> {
+        match deltas {
+            [] => Layers::Nothing,
+            [delta] => Layers::One(Layer::new(delta, clips[0], first)),
+            _ => {
+                let middle = deltas.len() / 2;
+                let lower = Layers::of(&deltas[..middle], &clips[..middle], first);
+                let upper = Layers::of(&deltas[middle..], &clips[middle..], first + middle as u32);
+                Layers::Two(Box::new(Overlay::new(upper, lower)))
+            }
         }
     }
-    Ok(runs)
 }
 
-/// Appends a run below `clip`, to the one before it where both go on.
-fn push(runs: &mut Vec<Run>, disk: u64, file: u64, len: u64, delta: u32, clip: u64) {
-    if disk >= clip {
-        return;
-    }
-    let len = len.min(clip - disk) as u32;
-    match runs.last_mut() {
-        Some(last) if last.end() == disk && last.file + u64::from(last.len) == file => last.len += len,
-        _ => runs.push(Run { disk, file, len, delta }),
+impl Iterator for Layers<'_> {
+    type Item = Run;
+
+    fn next(&mut self) -> Option<Run> {
+        match self {
+            Layers::Nothing => None,
+            Layers::One(layer) => layer.next(),
+            Layers::Two(overlay) => overlay.next(),
+        }
     }
 }
 
-/// `upper`, and of `lower` what shows beside it.
-fn overlay(upper: Vec<Run>, lower: Vec<Run>) -> Vec<Run> {
-    if upper.is_empty() || lower.is_empty() {
-        return if upper.is_empty() { lower } else { upper };
+/// One delta's runs: its extents, which were checked, cut at areas and at `clip`.
+struct Layer<'a> {
+    extents: std::slice::Iter<'a, Extent>,
+    /// What is left of the extent before.
+    rest: Range<u64>,
+    /// Exceptions before it.
+    index: u64,
+    chunk: ChunkSize,
+    /// In sectors.
+    clip: u64,
+    number: u32,
+}
+
+impl<'a> Layer<'a> {
+    fn new(delta: &'a Delta, clip: Bytes, number: u32) -> Layer<'a> {
+        Layer {
+            extents: delta.extents.iter(),
+            rest: 0..0,
+            index: 0,
+            chunk: delta.chunk_size,
+            clip: clip.0 / SECTOR,
+            number,
+        }
     }
-    let mut out = Vec::with_capacity(upper.len() + lower.len());
-    let mut below = lower.into_iter();
-    let mut rest = below.next();
-    for top in upper {
-        while let Some(run) = rest.filter(|run| run.disk < top.end()) {
-            if run.disk < top.disk {
-                let len = run.end().min(top.disk) - run.disk;
-                out.push(Run { len: len as u32, ..run });
+
+    fn next(&mut self) -> Option<Run> {
+        if self.rest.is_empty() {
+            let extent = self.extents.next()?;
+            self.rest = extent.disk.0..extent.disk.0 + extent.count;
+        }
+        // Below the area's end, consecutive exceptions are consecutive in the file.
+        let per_area = self.chunk.exceptions_per_area();
+        let part = (self.rest.end - self.rest.start).min(per_area - self.index % per_area);
+        let sectors = u64::from(self.chunk.sectors());
+        let disk = self.rest.start * sectors;
+        if disk >= self.clip {
+            return None;
+        }
+        let file = file_chunk(self.chunk, self.index).0 * sectors;
+        self.rest.start += part;
+        self.index += part;
+        Some(Run {
+            disk,
+            file,
+            len: (part * sectors).min(self.clip - disk) as u32,
+            delta: self.number,
+        })
+    }
+}
+
+/// What lies above, and of what lies below what shows beside it.
+struct Overlay<'a> {
+    upper: Layers<'a>,
+    lower: Layers<'a>,
+    /// The next of each, as far as it is left.
+    above: Option<Run>,
+    below: Option<Run>,
+}
+
+impl<'a> Overlay<'a> {
+    fn new(mut upper: Layers<'a>, mut lower: Layers<'a>) -> Overlay<'a> {
+        Overlay {
+            above: upper.next(),
+            below: lower.next(),
+            upper,
+            lower,
+        }
+    }
+
+    fn next(&mut self) -> Option<Run> {
+        while let (Some(above), Some(below)) = (self.above, self.below) {
+            if below.disk < above.disk {
+                let (shows, rest) = below.split(above.disk);
+                self.below = rest.or_else(|| self.lower.next());
+                return Some(shows);
             }
-            if run.end() > top.end() {
-                let gone = top.end() - run.disk;
-                rest = Some(Run {
-                    disk: top.end(),
-                    file: run.file + gone,
-                    len: run.len - gone as u32,
-                    ..run
-                });
+            if below.disk >= above.end() {
                 break;
             }
-            rest = below.next();
+            self.below = match below.end() > above.end() {
+                true => below.split(above.end()).1,
+                false => self.lower.next(),
+            };
         }
-        out.push(top);
+        match self.above {
+            Some(_) => std::mem::replace(&mut self.above, self.upper.next()),
+            None => std::mem::replace(&mut self.below, self.lower.next()),
+        }
     }
-    out.extend(rest);
-    out.extend(below);
-    out
+}
+
+impl Run {
+    /// What is before the sector `at` of the disk, which is behind the run's first, and what is not.
+    fn split(self, at: u64) -> (Run, Option<Run>) {
+        let len = at - self.disk;
+        if len >= u64::from(self.len) {
+            return (self, None);
+        }
+        let rest = Run {
+            disk: at,
+            file: self.file + len,
+            len: self.len - len as u32,
+            ..self
+        };
+        (Run { len: len as u32, ..self }, Some(rest))
+    }
+}
+
+/// Appends a run, to the one before it where both go on.
+fn push(runs: &mut Vec<Run>, run: Run) {
+    match runs.last_mut() {
+        Some(last) if last.end() == run.disk && last.delta == run.delta && last.file + u64::from(last.len) == run.file => {
+            last.len += run.len
+        }
+        _ => runs.push(run),
+    }
 }
