@@ -130,9 +130,11 @@ impl Sealed {
                             .map(|device| Target::Linear { device, offset })
                             .ok_or_else(|| name.missing(&LoopId::Delta(digests[index]).to_string())),
                     };
-                    let pieces = table.pieces.iter();
-                    let lines = pieces.map(|piece| Ok(line(piece.at, piece.len, target(piece.from, piece.at)?)));
-                    lines.collect::<Result<_, RecipeError>>()?
+                    let mut lines = Vec::with_capacity(table.pieces.len());
+                    for piece in &table.pieces {
+                        lines.push(line(piece.at, piece.len, target(piece.from, piece.at)?));
+                    }
+                    lines
                 }
             },
             Sealed::Stack(levels) => self.level_lines(levels, device, &name)?,

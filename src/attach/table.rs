@@ -94,11 +94,13 @@ pub fn flat(map: &ChainMap) -> FlatTable {
 
 /// The same by another rule: to measure, and to test.
 pub fn flat_by(map: &ChainMap, rule: &Rule) -> FlatTable {
-    let linear = Cut::of(map, Bytes::ZERO, Bytes::ZERO, rule.linear_targets);
-    let cut = linear.unwrap_or_else(|| mixed(map, rule));
+    // A run is a target at least: mostly it needs no cut to see that there are too many.
+    let may_be_linear = map.runs() <= rule.linear_targets;
+    let linear = may_be_linear.then(|| Cut::of(map, Bytes::ZERO, Bytes::ZERO, rule.linear_targets));
+    let cut = linear.flatten().unwrap_or_else(|| mixed(map, rule));
     FlatTable {
         size: map.size(),
-        short: cut.short(),
+        short: Short::of(cut.shorts),
         pieces: cut.pieces,
     }
 }
@@ -129,13 +131,15 @@ impl FlatTable {
 #[derive(Debug, Clone, Copy)]
 struct ShortRun {
     disk: u64,
-    index: usize,
     file: u64,
-    len: u64,
+    index: u32,
+    len: u32,
 }
+/// As many of them as of those that they become: then those take their place.
+const _: () = assert!(size_of::<ShortRun>() == size_of::<Run>());
 
 /// The disk, cut into what is long and what is short.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Cut {
     pieces: Vec<Piece>,
     shorts: Vec<ShortRun>,
@@ -149,7 +153,11 @@ impl Cut {
     /// The end of a disk that is no multiple of 4 KiB stays linear: as a whole chunk it would show what its file has behind it.
     fn of(map: &ChainMap, long: Bytes, hole: Bytes, limit: usize) -> Option<Cut> {
         let (long, short_hole) = (long.0 / SECTOR, hole.0 / SECTOR);
-        let mut cut = Cut::default();
+        // Room for all runs: what is not needed of it is never touched.
+        let mut cut = Cut {
+            pieces: Vec::new(),
+            shorts: Vec::with_capacity(if long == 0 { 0 } else { map.runs() }),
+        };
         for piece in map.segments(Bytes::ZERO..map.size()) {
             let (at, len) = (piece.at.0 / SECTOR, piece.len.0 / SECTOR);
             let from = match piece.source {
@@ -160,12 +168,15 @@ impl Cut {
                 },
             };
             match from {
-                From::Delta { index, offset } if len < long && is_aligned(at | offset | len) => cut.push_short(ShortRun {
-                    disk: at,
-                    index,
-                    file: offset,
-                    len,
-                }),
+                From::Delta { index, offset } if len < long && is_aligned(at | offset | len) => {
+                    cut.shorts.push(ShortRun {
+                        disk: at,
+                        file: offset,
+                        index: u32::try_from(index).expect("a map counts its deltas in 32 bits"),
+                        len: u32::try_from(len).expect("a map counts a run's sectors in 32 bits"),
+                    });
+                    cut.push(at, len, From::Short);
+                }
                 From::Zero if len < short_hole && cut.pieces.last().is_some_and(|last| last.from == From::Short) => {
                     cut.push(at, len, From::Short);
                 }
@@ -187,11 +198,6 @@ impl Cut {
         Some(cut)
     }
 
-    fn push_short(&mut self, run: ShortRun) {
-        self.shorts.push(run);
-        self.push(run.disk, run.len, From::Short);
-    }
-
     /// Appends a piece, to the one before it where both go on.
     fn push(&mut self, at: u64, len: u64, from: From) {
         if let Some(last) = self.pieces.last_mut() {
@@ -206,11 +212,13 @@ impl Cut {
         }
         self.pieces.push(Piece { at, len, from });
     }
+}
 
+impl Short {
     /// The device for the short runs: chunks as large as all of them allow.
-    fn short(&self) -> Option<Short> {
-        let all = self.shorts.iter().fold(0, |all, run| all | run.disk | run.file | run.len);
-        if self.shorts.is_empty() {
+    fn of(shorts: Vec<ShortRun>) -> Option<Short> {
+        let all = shorts.iter().fold(0, |all, run| all | run.disk | run.file | u64::from(run.len));
+        if shorts.is_empty() {
             return None;
         }
         let largest = u64::from(ChunkSize::MAX.sectors());
@@ -218,18 +226,18 @@ impl Cut {
         let chunk = ChunkSize::from_sectors(sectors).expect("short runs are aligned to 4 KiB at least");
         let sectors = u64::from(sectors);
 
-        let deltas = 1 + self.shorts.iter().map(|run| run.index).max().unwrap_or(0);
-        let mut spans = vec![(u64::MAX, 0); deltas];
-        for run in &self.shorts {
-            let (start, end) = &mut spans[run.index];
+        let deltas = 1 + shorts.iter().map(|run| run.index).max().unwrap_or(0);
+        let mut spans = vec![(u64::MAX, 0); deltas as usize];
+        for run in &shorts {
+            let (start, end) = &mut spans[run.index as usize];
             *start = run.file.min(*start);
-            *end = (run.file + run.len).max(*end);
+            *end = (run.file + u64::from(run.len)).max(*end);
         }
-        let chunks = self.shorts.iter().map(|run| run.len / sectors).sum();
+        let chunks = shorts.iter().map(|run| u64::from(run.len) / sectors).sum();
         let mut next = Metadata::chunks(chunk, chunks);
         let mut concat = Vec::new();
         // What leads from a delta's chunk to the one of the concatenation.
-        let mut first = vec![0; deltas];
+        let mut first = vec![0; spans.len()];
         for (index, (start, end)) in spans.iter().enumerate().filter(|(_, (_, end))| *end > 0) {
             concat.push(Concat {
                 index,
@@ -239,10 +247,10 @@ impl Cut {
             first[index] = next;
             next += (end - start) / sectors;
         }
-        let runs = self.shorts.iter().map(|run| Run {
+        let runs = shorts.into_iter().map(|run| Run {
             disk: run.disk / sectors,
-            file: first[run.index] + (run.file - spans[run.index].0) / sectors,
-            count: run.len / sectors,
+            file: first[run.index as usize] + (run.file - spans[run.index as usize].0) / sectors,
+            count: u64::from(run.len) / sectors,
         });
         Some(Short {
             chunk,
