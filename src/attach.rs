@@ -15,6 +15,7 @@ mod held;
 mod mapped;
 mod mode;
 mod names;
+mod owner;
 mod place;
 mod plan;
 mod recipe;
@@ -42,7 +43,8 @@ use crate::ids::{ImageId, ImageName};
 use crate::kernel::dm::{Dm, Support};
 use crate::store::{HeadBounds, ImageLock, ImageRecord, Store, StoreError};
 use mode::Choice;
-use place::{Held, Place, RootIdentity, RunLock, State};
+use owner::{check_head, check_owner};
+use place::{Held, Place, RunLock, State};
 use run::Target;
 use seen::{Around, MappedSeen, Seen, device_mapper};
 use std::fs;
@@ -212,6 +214,7 @@ impl There {
             Some(dm) => MappedSeen::look(dm, place.store, place.image, is_marked, &around)?,
             None => MappedSeen::of(place.image),
         };
+        check_head(store, place, state.as_ref(), &mapped)?;
         let mounted = || user.mounted().chain(mapped.mounted());
         let covered = match mounted().next() {
             Some(_) => seen::covered(around.mounts()?, mounted()),
@@ -470,22 +473,4 @@ fn take_away(name: &dyn std::fmt::Display, place: &Place, seen: &Seen) -> Result
             cause,
         })
     })
-}
-
-/// A store that was copied has the id of the original, and so the same places; whose the things there are, `state.json` says.
-fn check_owner(store: &Store, place: &Place) -> Result<Option<State>, AttachError> {
-    let Some(state) = place.read_state() else { return Ok(None) };
-    let mine = RootIdentity::of(store.root()).map_err(|source| AttachError::Io {
-        doing: "look at",
-        path: store.root().into(),
-        source,
-    })?;
-    match state.root.is_other_than(&mine) {
-        true => Err(AttachError::OtherStore {
-            id: store.id(),
-            mine: mine.path,
-            other: state.root.path,
-        }),
-        false => Ok(Some(state)),
-    }
 }

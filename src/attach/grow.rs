@@ -3,9 +3,10 @@
 //! Refuses a head that is full or given up, and one that a process of ours writes: those begin anew with the next attach. Invariant: the file is
 //! longer before its loop is, and the loop before anybody writes the limit down; a limit is never lowered here.
 
+use super::AttachError;
+use super::owner::{check_head, check_owner};
 use super::place::Place;
 use super::seen::{Around, MappedSeen, device_mapper};
-use super::{AttachError, check_owner};
 use crate::blockio::{FileIo, ReadAt, WriteAt};
 use crate::format::head::{full_len, usable_len};
 use crate::kernel::dm::SnapshotStatus;
@@ -22,9 +23,10 @@ use std::path::Path;
 pub fn grow_head(store: &Store, record: &ImageRecord, head: &HeadRecord, limit: Option<Bytes>) -> Result<bool, AttachError> {
     let place = Place::of(store, record.id());
     let _run_lock = place.lock(&record.name)?;
-    check_owner(store, &place)?;
+    let state = check_owner(store, &place)?;
     let Some(dm) = device_mapper()? else { return Ok(false) };
     let seen = MappedSeen::look(&dm, store.id(), record.id(), false, &Around::default())?;
+    check_head(store, &place, state.as_ref(), &seen)?;
     let is_writable = seen.attached().is_some_and(|image| !image.read_only);
     let takes_writes = is_writable && matches!(seen.snapshot(&dm, store.id()), Some(SnapshotStatus::Used { .. }));
     let ours = |(number, name): &&(u32, String)| loops::name_of(*number).as_ref() == Some(name);

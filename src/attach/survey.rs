@@ -8,9 +8,10 @@ use super::error::whole;
 use super::mapped;
 use super::mode::Mode;
 use super::names::{DeviceId, LoopId};
+use super::owner::{check_head, check_owner};
 use super::place::{self, Listing, Place, State};
 use super::seen::{Around, LoopSeen, MappedSeen, Seen, device_mapper};
-use super::{AttachError, check_owner, take_away};
+use super::{AttachError, take_away};
 use crate::ids::{ImageId, ImageName};
 use crate::kernel::dm::{Dm, SnapshotStatus};
 use crate::kernel::loops;
@@ -116,7 +117,7 @@ fn mapped_state(store: &Store, dm: &Dm, place: &Place, around: &Around) -> Resul
     let Ok(state) = check_owner(store, place) else { return Ok(None) };
     let is_marked = place.is_marked();
     let seen = MappedSeen::look(dm, place.store, place.image, is_marked, around)?;
-    if seen.is_nothing() {
+    if seen.is_nothing() || check_head(store, place, state.as_ref(), &seen).is_err() {
         return Ok(None);
     }
     let device = seen.attached();

@@ -171,9 +171,13 @@ def stores_do_not_touch_each_other(files):
     assert (devices(OTHER), loops(OTHER)) == before
     # A copy has the same names; whose they are, the state says.
     run("cp", "-a", OTHER, "/mnt/copy")
-    refused(4, "umount", "web", store="/mnt/copy")
-    refused(4, "attach", "web", store="/mnt/copy")
-    assert ctl("list", store="/mnt/copy")[1]["device"] is None
+    for lost in (False, True):
+        if lost:
+            # Then the head's file says it.
+            shutil.rmtree(f"/run/blockbt/{identity(OTHER)}")
+        refused(4, "umount", "web", store="/mnt/copy")
+        refused(4, "attach", "web", store="/mnt/copy")
+        assert ctl("list", store="/mnt/copy")[1]["device"] is None
     ctl("umount", "web", store=OTHER)
     assert_nothing(OTHER)
 
