@@ -164,9 +164,6 @@ fn away(store: &Store, name: &ImageName, own: Option<&Attached>, kind: Kind) -> 
     if let Some(device) = device.as_ref().filter(|device| kind == Kind::Detach && !device.mounts.is_empty()) {
         return Err(AttachError::in_use(name, &device.path, &device.mounts));
     }
-    if let Some(dir) = there.covered.as_ref().filter(|_| kind == Kind::Umount && device.is_some()) {
-        return Err(AttachError::covered(name, dir));
-    }
     let dir = there.mounted_at();
     if kind == Kind::Umount && own.is_none() && dir.is_none() {
         return Err(AttachError::NotMounted { name: name.clone() });
@@ -187,8 +184,6 @@ struct There {
     user: Seen,
     dm: Option<Dm>,
     mapped: MappedSeen,
-    /// Where it is mounted, and something else over it: an unmount would take that.
-    covered: Option<PathBuf>,
 }
 
 /// An image's device that is there and works.
@@ -215,11 +210,6 @@ impl There {
             None => MappedSeen::of(place.image),
         };
         check_head(store, place, state.as_ref(), &mapped)?;
-        let mounted = || user.mounted().chain(mapped.mounted());
-        let covered = match mounted().next() {
-            Some(_) => seen::covered(around.mounts()?, mounted()),
-            None => None,
-        };
         Ok(There {
             state,
             is_marked,
@@ -227,7 +217,6 @@ impl There {
             user,
             dm,
             mapped,
-            covered,
         })
     }
 
@@ -451,6 +440,9 @@ fn clear(store: &Store, name: &ImageName, place: &Place) -> Result<Option<Device
 }
 
 fn take_away(name: &dyn std::fmt::Display, place: &Place, seen: &Seen) -> Result<(), AttachError> {
+    if let Some(dir) = &seen.covered {
+        return Err(AttachError::covered(name, dir));
+    }
     let steps = plan::take_away(seen);
     if !seen.served && seen.loops.iter().any(|device| !device.read_only) {
         tracing::warn!(image = %name, "its server is gone: what was written since the last sync is lost");

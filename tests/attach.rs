@@ -393,9 +393,15 @@ fn what_somebody_mounted_over_an_image_is_not_unmounted_in_its_place() {
     run("mount", &["-t", "tmpfs", "none", text(&rig.mnt())]);
     let theirs = rig.mnt().join("theirs");
     File::create(&theirs).unwrap();
-    let error = attach::umount(&rig.store, &name).unwrap_err();
-    assert!(error.is_in_use() && error.to_string().contains("mounted over"), "{error}");
-    assert!(theirs.exists());
+    for is_dead in [false, true] {
+        if is_dead {
+            rig.kill_server(&name);
+            assert_eq!(attach::sweep(&rig.store, None).unwrap(), []);
+        }
+        let error = attach::umount(&rig.store, &name).unwrap_err();
+        assert!(error.is_in_use() && error.to_string().contains("mounted over"), "{error}");
+        assert!(theirs.exists(), "{is_dead}");
+    }
     mounts::unmount(&rig.mnt(), Duration::from_secs(60)).unwrap();
     attach::umount(&rig.store, &name).unwrap();
     rig.assert_clean(&name);

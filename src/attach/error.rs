@@ -129,7 +129,7 @@ impl AttachError {
         }
     }
 
-    pub(super) fn covered(name: &ImageName, dir: &std::path::Path) -> AttachError {
+    pub(super) fn covered(name: &dyn std::fmt::Display, dir: &std::path::Path) -> AttachError {
         AttachError::InUse {
             name: name.to_string(),
             by: format!("something else is mounted over {}", dir.display()),

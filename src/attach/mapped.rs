@@ -323,6 +323,9 @@ impl Kit<'_> {
 ///
 /// `half_done`: a verb died, so that there may be shared devices on which nothing stands yet, or any more.
 pub fn take_away(name: &dyn std::fmt::Display, place: &Place, dm: &Dm, seen: &MappedSeen, half_done: bool) -> Result<(), AttachError> {
+    if let Some(dir) = &seen.covered {
+        return Err(AttachError::covered(name, dir));
+    }
     let marker = place.mark(false).map_err(at_work(place))?;
     stop::point("detach.mark");
     let lost = match go(name, place, dm, &plan::take_away(seen)) {

@@ -229,6 +229,7 @@ mod tests {
             fuse_mounts: 1,
             served: true,
             loops: vec![device(3, true, &["/a", "/b"])],
+            covered: None,
         };
         assert_eq!(
             take_away(&seen),
@@ -256,6 +257,7 @@ mod tests {
             fuse_mounts: 1,
             served: false,
             loops: vec![device(3, false, &["/a"])],
+            covered: None,
         };
         assert_eq!(
             take_away(&seen),
@@ -278,6 +280,7 @@ mod tests {
             fuse_mounts: 1,
             served: true,
             loops: vec![],
+            covered: None,
         };
         assert_eq!(
             take_away(&seen),
@@ -291,6 +294,7 @@ mod tests {
             fuse_mounts: 2,
             served: true,
             loops: vec![device(1, false, &[]), device(4, true, &[])],
+            covered: None,
         };
         assert_eq!(
             take_away(&seen),

@@ -10,7 +10,6 @@ pub use mapped::ImageSeen;
 pub use mapped::{Around, MappedSeen, device_mapper, device_path};
 
 use super::place::Place;
-use crate::kernel::dm::DevNo;
 use crate::kernel::loops::LoopDevice;
 use crate::kernel::mounts::Mount;
 use rustix::fs::makedev;
@@ -26,6 +25,8 @@ pub struct Seen {
     /// Whether a server answers behind the newest of them.
     pub served: bool,
     pub loops: Vec<LoopSeen>,
+    /// Where it is mounted, and something else over it.
+    pub covered: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,27 +70,19 @@ impl Seen {
                 .map(|m| m.dir.clone())
                 .collect(),
         };
+        let found: Vec<LoopSeen> = loops.iter().filter(ours).map(seen).collect();
+        let is_own = |mount: &Mount| mount.major == LOOP_MAJOR && found.iter().any(|device| device.number == mount.minor);
         Seen {
             fuse_mounts: fuse.len(),
             served,
-            loops: loops.iter().filter(ours).map(seen).collect(),
+            covered: covered(mounts, is_own),
+            loops: found,
         }
     }
 
     /// The device, if all of it is there and works.
     pub fn attached(&self) -> Option<&LoopSeen> {
         self.loops.iter().rev().find(|device| device.live)
-    }
-
-    /// What is mounted, and where.
-    pub fn mounted(&self) -> impl Iterator<Item = (DevNo, &PathBuf)> {
-        let of = |found: &LoopSeen| DevNo {
-            major: LOOP_MAJOR,
-            minor: found.number,
-        };
-        self.loops
-            .iter()
-            .flat_map(move |found| found.mounts.iter().map(move |dir| (of(found), dir)))
     }
 
     pub fn is_nothing(&self) -> bool {
@@ -102,11 +95,12 @@ fn answers(place: &Place) -> bool {
     rustix::fs::statfs(place.fuse_dir()).is_ok()
 }
 
-/// The first directory of `dirs`, of whose devices it is said, where the newest mount is of another.
-pub fn covered<'a>(mounts: &[Mount], mut dirs: impl Iterator<Item = (DevNo, &'a PathBuf)>) -> Option<PathBuf> {
+/// The first directory where a device of the image is mounted, and something else over it: an unmount would take that.
+fn covered(mounts: &[Mount], is_own: impl Fn(&Mount) -> bool) -> Option<PathBuf> {
     let newest = |dir: &Path| mounts.iter().rev().find(|mount| mount.dir == dir);
-    let found = dirs.find(|(device, dir)| newest(dir).is_some_and(|mount| mount.device() != *device));
-    found.map(|(_, dir)| dir.clone())
+    let mut own = mounts.iter().filter(|mount| is_own(mount));
+    let found = own.find(|mount| newest(&mount.dir).is_some_and(|newest| !is_own(newest)));
+    found.map(|mount| mount.dir.clone())
 }
 
 impl LoopSeen {

@@ -3,6 +3,7 @@
 //! Refuses to change anything. Invariant: asking for one image costs the same with one attached as with a thousand: a walk over all loop
 //! devices is made only where something was left half done.
 
+use super::covered;
 use crate::attach::AttachError;
 use crate::attach::below::{self, Slave};
 use crate::attach::mode::Mode;
@@ -29,6 +30,8 @@ pub struct MappedSeen {
     pub base: Option<DeviceId>,
     /// Where its file system is mounted, oldest first.
     pub mounts: Vec<PathBuf>,
+    /// One of those, with something else mounted over it.
+    pub covered: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,6 +54,7 @@ impl MappedSeen {
             heads: Vec::new(),
             base: None,
             mounts: Vec::new(),
+            covered: None,
         }
     }
 
@@ -63,6 +67,9 @@ impl MappedSeen {
         if let Some(info) = &top {
             seen.image = Some(ImageSeen::of(info));
             seen.mounts = mounts_of(info, around)?;
+            if !seen.mounts.is_empty() {
+                seen.covered = covered(around.mounts()?, |mount| mount.device() == info.device);
+            }
         }
         let slaves = |info: &Option<Info>| info.as_ref().map_or(Vec::new(), |info| below::slaves(info.device));
         let (under_top, under_origin) = (slaves(&top), slaves(&below));
@@ -94,15 +101,6 @@ impl MappedSeen {
     /// The device, if all of it is there.
     pub fn attached(&self) -> Option<&ImageSeen> {
         self.image.as_ref().filter(|image| image.is_whole)
-    }
-
-    /// What is mounted, and where.
-    pub fn mounted(&self) -> impl Iterator<Item = (DevNo, &PathBuf)> {
-        let number = self.image.as_ref().map(|image| image.number);
-        let device = number.map(|(major, minor)| DevNo { major, minor });
-        device
-            .into_iter()
-            .flat_map(|device| self.mounts.iter().map(move |dir| (device, dir)))
     }
 
     pub fn is_nothing(&self) -> bool {
