@@ -208,7 +208,7 @@ fn the_same_pull_a_second_time_meanwhile_is_told_that_it_is_in_use() {
 #[test]
 fn a_pull_whose_asker_leaves_ends_and_the_next_goes_on() {
     let mut held = HeldUp::new();
-    signal(held.pull.id(), "INT");
+    signal(held.pull.id(), "TERM");
     held.pull.wait().unwrap();
     until("the pull's end", || held.b.log().contains("stopped on request"));
     let empty = |dir: &str| fs::read_dir(held.b.root.join(dir)).unwrap().count() == 0;
